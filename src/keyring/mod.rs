@@ -1,0 +1,1 @@
+//! Seals small secrets for one owner and one field.

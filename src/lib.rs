@@ -1,0 +1,6 @@
+//! Ask for a tenant, get a handle on that tenant's database, and never on anybody else's.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod keyring;
+pub mod secret;
+pub mod tenant;

@@ -1,0 +1,91 @@
+//! The records that a repository returns.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{DataSource, Domain, Placement, Slug, TenantId, TenantStatus, Version};
+
+/// What the control plane knows of a tenant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Tenant {
+    /// Immutable.
+    pub id: TenantId,
+    /// The current slug.
+    pub slug: Slug,
+    /// Custom domains, sorted.
+    pub domains: Vec<Domain>,
+    /// What the tenant may do.
+    pub status: TenantStatus,
+    /// Where its rows are.
+    pub placement: Placement,
+    /// Free-form settings that travel with the tenant (a JSON object).
+    pub settings: serde_json::Value,
+    /// Rises with every change of this tenant.
+    pub version: Version,
+}
+
+impl Tenant {
+    /// A tenant that is being provisioned, at version 1, with no domains and empty settings.
+    #[must_use]
+    pub fn new(id: TenantId, slug: Slug, placement: Placement) -> Self {
+        Self {
+            id,
+            slug,
+            domains: Vec::new(),
+            status: TenantStatus::Provisioning,
+            placement,
+            settings: serde_json::Value::Object(serde_json::Map::new()),
+            version: Version::FIRST,
+        }
+    }
+}
+
+/// A tenant joined with the data source of its placement: all that a route needs.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct TenantRecord {
+    /// The tenant.
+    pub tenant: Tenant,
+    /// The data source that its placement names; one copy is shared by the tenants of a lookup.
+    pub source: Arc<DataSource>,
+}
+
+impl TenantRecord {
+    /// Joins a tenant with its data source.
+    #[must_use]
+    pub fn new(tenant: Tenant, source: Arc<DataSource>) -> Self {
+        Self { tenant, source }
+    }
+}
+
+/// What a lookup of one name found.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Resolved {
+    /// The record.
+    pub record: Arc<TenantRecord>,
+    /// The version of the name that was looked up, which rises when the name changes hands; `None` for an id.
+    pub name_version: Option<Version>,
+}
+
+impl Resolved {
+    /// Found by id.
+    #[must_use]
+    pub fn by_id(record: Arc<TenantRecord>) -> Self {
+        Self {
+            record,
+            name_version: None,
+        }
+    }
+
+    /// Found by a slug or domain whose row has this version.
+    #[must_use]
+    pub fn by_name(record: Arc<TenantRecord>, name_version: Version) -> Self {
+        Self {
+            record,
+            name_version: Some(name_version),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Slugs: short names in the form of a DNS label.
+
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    str::FromStr,
+};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// A tenant's short name: a DNS label (RFC 1123), 1 to 63 of `a`–`z`, `0`–`9` and `-`, with no `-` at either end.
+///
+/// It is inline and `Copy`, so that a lookup by slug never allocates. Upper case is folded when parsing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Slug {
+    len: u8,
+    bytes: [u8; Slug::MAX_LEN],
+}
+
+/// Why a text is not a slug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SlugError {
+    /// Nothing there.
+    #[error("a slug has at least one character")]
+    Empty,
+    /// More than [`Slug::MAX_LEN`] characters.
+    #[error("a slug has at most 63 characters")]
+    TooLong,
+    /// A character other than a letter, a digit or a hyphen.
+    #[error("a slug holds only the letters a to z, digits and hyphens")]
+    Character,
+    /// A hyphen at the start or the end.
+    #[error("a slug neither starts nor ends with a hyphen")]
+    Hyphen,
+}
+
+impl Slug {
+    /// The longest slug, in bytes.
+    pub const MAX_LEN: usize = 63;
+
+    /// Parses a slug, folding upper case.
+    ///
+    /// # Errors
+    /// The rule that was broken.
+    pub const fn parse(text: &str) -> Result<Self, SlugError> {
+        let input = text.as_bytes();
+        if input.is_empty() {
+            return Err(SlugError::Empty);
+        }
+        if input.len() > Self::MAX_LEN {
+            return Err(SlugError::TooLong);
+        }
+        let mut bytes = [0; Self::MAX_LEN];
+        let mut i = 0;
+        while i < input.len() {
+            let byte = input[i].to_ascii_lowercase();
+            if !matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-') {
+                return Err(SlugError::Character);
+            }
+            bytes[i] = byte;
+            i += 1;
+        }
+        if bytes[0] == b'-' || bytes[input.len() - 1] == b'-' {
+            return Err(SlugError::Hyphen);
+        }
+        Ok(Self {
+            len: input.len() as u8,
+            bytes,
+        })
+    }
+
+    /// The text, in lower case.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(self.as_bytes()).expect("parse admits ASCII only")
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+impl Hash for Slug {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
+
+impl PartialOrd for Slug {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Slug {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+impl FromStr for Slug {
+    type Err = SlugError;
+
+    fn from_str(text: &str) -> Result<Self, SlugError> {
+        Self::parse(text)
+    }
+}
+
+impl fmt::Display for Slug {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl fmt::Debug for Slug {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slug({})", self.as_str())
+    }
+}
+
+impl Serialize for Slug {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Slug {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        Self::parse(&text).map_err(de::Error::custom)
+    }
+}
