@@ -1,6 +1,8 @@
 //! Ask for a tenant, get a handle on that tenant's database, and never on anybody else's.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod error;
 pub mod keyring;
+pub mod repository;
 pub mod secret;
 pub mod tenant;

@@ -1,0 +1,15 @@
+//! What the control plane keeps, behind small traits: read tenants, write tenants, follow changes, open credentials.
+//!
+//! A router needs [`TenantRepository`] alone, and a [`CredentialSource`] if its connector connects to anything. A team
+//! with a `tenants` table of its own implements the former and runs the conformance suite of the `testing` feature on
+//! it. Without a [`ChangeLog`] a routing change is noticed by time limits alone.
+
+mod admin;
+mod changes;
+mod credentials;
+mod tenants;
+
+pub use admin::{Actor, AuditEntry, CredentialSlot, NewSource, NewTenant, SourceChange, TenantAdmin};
+pub use changes::{Change, ChangeHead, ChangeKind, ChangeLog, Changes, Subject};
+pub use credentials::{CredentialSource, Login};
+pub use tenants::{Found, Page, PageItem, TenantRepository};

@@ -1,0 +1,82 @@
+//! Reading tenants.
+
+use std::{fmt::Debug, num::NonZeroU32, sync::Arc};
+
+use async_trait::async_trait;
+
+use crate::{
+    error::Error,
+    tenant::{Resolved, TenantId, TenantRecord, TenantRef},
+};
+
+/// What a lookup of one name came to: a record, nothing, or a failure of that name alone.
+pub type Found = Result<Option<Resolved>, Error>;
+
+/// Finds tenants, each joined with the data source of its placement. All that a router reads.
+///
+/// # Contract
+/// - `Ok(None)` means that the control plane answered and knows no such name. Whatever could not be asked or understood
+///   is an error: of the call when nothing could be asked, of the one name when one record cannot be understood.
+/// - A record reflects one moment: tenant, names, placement, data source and credentials belong together.
+/// - A deleted tenant is found by its id and by its slug, which stays reserved, with status
+///   [`Deleted`](crate::tenant::TenantStatus::Deleted).
+/// - A write that was acknowledged before a call began is seen by it.
+#[async_trait]
+pub trait TenantRepository: Debug + Send + Sync + 'static {
+    /// Looks up many names at once, in as few round trips as the backend can. The answer has one outcome for each name,
+    /// in the order of `names`; a name that occurs twice is answered twice.
+    ///
+    /// # Errors
+    /// [`ControlPlaneUnavailable`](crate::error::ErrorKind::ControlPlaneUnavailable) when nothing could be asked;
+    /// [`MalformedRecord`](crate::error::ErrorKind::MalformedRecord) of a single outcome.
+    ///
+    /// # Cancel safety
+    /// Safe: reads only.
+    async fn find(&self, names: &[TenantRef<'_>]) -> Result<Vec<Found>, Error>;
+
+    /// Lists tenants in order of id, deleted ones included, beginning after `after`.
+    ///
+    /// # Errors
+    /// As [`TenantRepository::find`]. A record that cannot be understood is an item of its page, so that one malformed
+    /// row does not hide the others.
+    ///
+    /// # Cancel safety
+    /// Safe: reads only.
+    async fn list(&self, after: Option<TenantId>, limit: NonZeroU32) -> Result<Page, Error>;
+}
+
+/// A page of a list.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Page {
+    /// At most as many as were asked for, in order of id.
+    pub items: Vec<PageItem>,
+    /// Where the next page begins; `None` on the last.
+    pub next: Option<TenantId>,
+}
+
+impl Page {
+    /// A page.
+    #[must_use]
+    pub const fn new(items: Vec<PageItem>, next: Option<TenantId>) -> Self {
+        Self { items, next }
+    }
+}
+
+/// A tenant of a page, or why it cannot be read.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PageItem {
+    /// Whose record this is.
+    pub id: TenantId,
+    /// The record.
+    pub record: Result<Arc<TenantRecord>, Error>,
+}
+
+impl PageItem {
+    /// A tenant of a page.
+    #[must_use]
+    pub const fn new(id: TenantId, record: Result<Arc<TenantRecord>, Error>) -> Self {
+        Self { id, record }
+    }
+}
