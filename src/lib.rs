@@ -3,4 +3,5 @@
 
 pub mod keyring;
 pub mod secret;
+pub mod settings;
 pub mod tenant;
