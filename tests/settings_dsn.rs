@@ -37,7 +37,7 @@ fn shown(error: &dyn Error) -> String {
     let mut text = String::new();
     let mut next = Some(error);
     while let Some(error) = next {
-        write!(text, "{error} {error:?} ").unwrap();
+        write!(text, "{error} {error:?} ").expect("a string takes any text");
         next = error.source();
     }
     text
@@ -570,6 +570,21 @@ fn all_unknown_parameters_are_named_at_once_and_without_values() {
         "it says what is supported: {text}"
     );
     assert!(!shown(&error).contains("c4n4ry"));
+}
+
+#[test]
+fn parameters_of_a_text_of_another_shape_are_not_named() {
+    // What follows the `?` may be the rest of a password in each of these.
+    for (text, error) in [
+        ("postgres://app:pa?c4n4ry=x", DsnError::MissingUser),
+        ("postgres://:pa@h/d?c4n4ry=x", DsnError::MissingUser),
+        ("postgres://app@corp:pa/ss?c4n4ry=x", DsnError::Port),
+        ("postgres://app:p@ss}w/rd?c4n4ry=x", DsnError::Host),
+        ("postgres://app:p@ss?c4n4ry=x", DsnError::MissingDatabase),
+        ("postgres://app:p@ss/w/rd?c4n4ry=x", DsnError::Database),
+    ] {
+        assert_eq!(refusal(text), error, "{text}");
+    }
 }
 
 #[test]

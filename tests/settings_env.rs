@@ -30,7 +30,7 @@ fn shown(error: &dyn Error) -> String {
     let mut text = String::new();
     let mut next = Some(error);
     while let Some(error) = next {
-        write!(text, "{error} {error:?} ").unwrap();
+        write!(text, "{error} {error:?} ").expect("a string takes any text");
         next = error.source();
     }
     text
@@ -406,15 +406,22 @@ fn a_bad_url_names_its_variable_and_the_source_says_why() {
     }
 }
 
-/// Runs one of the tests below in a process of its own, because changing the environment of this one is a data race.
-fn in_a_process_with(test: &str, variables: &[(&str, &OsStr)]) {
-    let output = Command::new(env::current_exe().unwrap())
-        .args(["--exact", test, "--ignored"])
+/// Runs a test once more, in a process of its own with these variables, because changing the environment of this one
+/// is a data race. Tells whether it is that process.
+fn is_child_with(test: &str, variables: &[(&str, &OsStr)]) -> bool {
+    const MARKER: &str = "BIPLANE_TEST_CHILD";
+    if env::var_os(MARKER).is_some() {
+        return true;
+    }
+    let output = Command::new(env::current_exe().expect("a test knows its program"))
+        .args(["--exact", test])
         .envs(variables.iter().copied())
+        .env(MARKER, "1")
         .output()
-        .unwrap();
+        .expect("the program that runs can be run");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    false
 }
 
 #[test]
@@ -424,20 +431,14 @@ fn the_environment_of_the_process_is_read() {
         ("DATA_DATABASE_URL", SHARED_DATA),
         ("SPLIT_DB_MODE", "false"),
     ];
-    in_a_process_with(
-        "child_reads_single_mode",
-        &variables.map(|(name, value)| (name, OsStr::new(value))),
-    );
-}
-
-#[test]
-#[ignore = "needs the environment that its parent gives it"]
-fn child_reads_single_mode() {
-    let settings = Settings::from_env().unwrap();
-    assert_eq!(settings.mode(), Mode::Single);
-    assert_eq!(settings.data().unwrap().to_string(), "one.example:5432/crm");
-    let error = Settings::from_env_with(&VariableNames::default().control("CRM_CONTROL")).unwrap_err();
-    assert!(error.to_string().starts_with("CRM_CONTROL is not set"), "{error}");
+    let variables = variables.map(|(name, value)| (name, OsStr::new(value)));
+    if is_child_with("the_environment_of_the_process_is_read", &variables) {
+        let settings = Settings::from_env().unwrap();
+        assert_eq!(settings.mode(), Mode::Single);
+        assert_eq!(settings.data().unwrap().to_string(), "one.example:5432/crm");
+        let error = Settings::from_env_with(&VariableNames::default().control("CRM_CONTROL")).unwrap_err();
+        assert!(error.to_string().starts_with("CRM_CONTROL is not set"), "{error}");
+    }
 }
 
 #[cfg(unix)]
@@ -446,21 +447,18 @@ fn a_variable_that_is_not_text_is_not_taken_for_an_unset_one() {
     use std::os::unix::ffi::OsStrExt as _;
 
     let url = b"postgres://app:c4n4ry\xff@data.example/crm";
-    in_a_process_with(
-        "child_meets_other_bytes",
-        &[
-            ("BIPLANE_CONTROL_URL", OsStr::new(CONTROL)),
-            ("BIPLANE_DATA_URL", OsStr::from_bytes(url)),
-        ],
-    );
-}
-
-#[test]
-#[ignore = "needs the environment that its parent gives it"]
-fn child_meets_other_bytes() {
-    let error = Settings::from_env().unwrap_err();
-    assert_eq!(error.to_string(), "BIPLANE_DATA_URL does not hold UTF-8 text");
-    assert!(!shown(&error).contains("c4n4ry"));
+    let variables = [
+        ("BIPLANE_CONTROL_URL", OsStr::new(CONTROL)),
+        ("BIPLANE_DATA_URL", OsStr::from_bytes(url)),
+    ];
+    if is_child_with(
+        "a_variable_that_is_not_text_is_not_taken_for_an_unset_one",
+        &variables,
+    ) {
+        let error = Settings::from_env().unwrap_err();
+        assert_eq!(error.to_string(), "BIPLANE_DATA_URL does not hold UTF-8 text");
+        assert!(!shown(&error).contains("c4n4ry"));
+    }
 }
 
 #[test]
