@@ -11,6 +11,7 @@ pub mod pool;
 pub mod repository;
 pub mod router;
 pub mod secret;
+pub mod settings;
 pub mod tenant;
 
 pub use router::{Biplane, TenantRouter};
