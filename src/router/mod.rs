@@ -10,6 +10,8 @@ mod clock;
 mod core;
 mod flights;
 mod options;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod stats;
 mod table;
 
@@ -17,8 +19,10 @@ use std::{fmt, fmt::Debug, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
+#[cfg(feature = "postgres")]
+pub use self::postgres::CheckedBuilder;
 pub use self::{
-    builder::{Builder, ConnectorSettings, Mapped},
+    builder::{Builder, ConnectorSettings, Mapped, MappedConnector},
     clock::Clock,
     options::CacheOptions,
     stats::RouterStats,
