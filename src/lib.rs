@@ -6,3 +6,6 @@ pub mod keyring;
 pub mod repository;
 pub mod secret;
 pub mod tenant;
+#[cfg(feature = "testing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+pub mod testing;

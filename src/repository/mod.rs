@@ -9,7 +9,7 @@ mod changes;
 mod credentials;
 mod logins;
 mod memory;
-mod rows;
+mod facts;
 mod rules;
 mod tenants;
 

@@ -24,7 +24,7 @@ use crate::{
 use super::super::{
     Actor, AuditEntry, Change, ChangeHead, ChangeKind, Changes, CredentialSlot, Found, NewSource, NewTenant, Page,
     PageItem, SourceChange, Subject,
-    rows::{differences, source_facts, tenant_facts},
+    facts::{differences, source_facts, tenant_facts},
     rules::{self, Edit},
 };
 

@@ -1,0 +1,4 @@
+//! What biplane's own tests use, and yours may.
+
+pub mod conformance;
+pub mod faulty;
