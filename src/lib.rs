@@ -3,6 +3,10 @@
 
 pub mod error;
 pub mod keyring;
+#[cfg(feature = "postgres")]
+pub mod plane;
+#[cfg(feature = "postgres")]
+pub mod pool;
 pub mod repository;
 pub mod secret;
 pub mod tenant;

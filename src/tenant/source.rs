@@ -55,7 +55,7 @@ pub enum Location {
 }
 
 /// A Postgres server and a database on it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Server {
     /// The cluster, for limits and breakers that several databases share.
@@ -122,7 +122,7 @@ impl fmt::Display for Endpoint {
 }
 
 /// How a connection is encrypted, and whom it trusts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Tls {
     /// What is demanded.
@@ -147,7 +147,7 @@ impl Tls {
 }
 
 /// Certificate authorities in PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CaCertificate {
     /// The text itself, stored with the data source.

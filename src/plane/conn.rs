@@ -1,0 +1,75 @@
+//! A connection held for several statements.
+
+use std::{fmt, marker::PhantomData};
+
+use futures_core::future::BoxFuture;
+use sqlx::{Acquire, AssertSqlSafe, Connection, Postgres, Transaction, postgres::PgConnection};
+
+use super::{Lent, Plane, TxOptions};
+use crate::{
+    error::{Error, ErrorKind},
+    tenant::Access,
+};
+
+/// A connection held for several statements, for `LISTEN`, session locks and code that begins transactions of sqlx's
+/// own: `&mut` of it implements [`Acquire`].
+///
+/// What a session was left with is reset before another borrower gets it.
+pub struct Conn<P: Plane> {
+    pub(super) lent: Lent,
+    plane: PhantomData<fn() -> P>,
+}
+
+impl<P: Plane> Conn<P> {
+    pub(super) fn new(lent: Lent) -> sqlx::Result<Self> {
+        if lent.owns_session() {
+            Ok(Self {
+                lent,
+                plane: PhantomData,
+            })
+        } else {
+            Err(Error::new(ErrorKind::InvalidConfiguration)
+                .detail("behind a transaction pooler no connection can be held; use a transaction")
+                .into())
+        }
+    }
+
+    /// The connection inside, whose type no longer says which plane it reaches. A way out, for code that wants
+    /// [`PgConnection`].
+    ///
+    /// # Errors
+    /// [`ReadOnly`](ErrorKind::ReadOnly) for a tenant that is open for reads alone: nothing would keep this connection
+    /// from writing.
+    pub fn dangerous_connection(&mut self) -> sqlx::Result<&mut PgConnection> {
+        match self.lent.access() {
+            Access::ReadWrite => Ok(self.lent.hand_over()),
+            Access::Read | Access::Refused => Err(Error::new(ErrorKind::ReadOnly).into()),
+        }
+    }
+}
+
+impl<'c, P: Plane> Acquire<'c> for &'c mut Conn<P> {
+    type Connection = &'c mut PgConnection;
+    type Database = Postgres;
+
+    /// As [`Conn::dangerous_connection`].
+    fn acquire(self) -> BoxFuture<'c, sqlx::Result<&'c mut PgConnection>> {
+        Box::pin(async move { self.dangerous_connection() })
+    }
+
+    /// A transaction of sqlx's own, begun as ours are.
+    fn begin(self) -> BoxFuture<'c, sqlx::Result<Transaction<'c, Postgres>>> {
+        Box::pin(async move {
+            let text = self.lent.begin_text(&TxOptions::new());
+            self.lent.hand_over().begin_with(AssertSqlSafe(text)).await
+        })
+    }
+}
+
+impl<P: Plane> fmt::Debug for Conn<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conn")
+            .field("plane", &std::any::type_name::<P>())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,135 @@
+//! Reaching the control plane.
+
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+use super::{ControlDb, Lease, Lent};
+use crate::{
+    error::{Error, ErrorKind},
+    pool::{Dial, Logins, Pool, PoolOptions, PoolStats, Stack},
+    secret::Credential,
+    tenant::{Access, Role, Server, TenantId},
+};
+
+/// How a process reaches the control plane.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ControlOptions {
+    /// Where it is.
+    pub server: Server,
+    /// The login, which for a router needs to read only.
+    pub credential: Credential,
+    /// The schema that unqualified names are looked up in: `biplane_control` by default.
+    pub search_path: Arc<str>,
+    /// What the server shows as the name of the application: `biplane-control` by default.
+    pub application_name: Arc<str>,
+    /// How many connections, and for how long. 4 at most by default: a router that is warm needs hardly one, and many
+    /// processes share the control plane.
+    pub pool: PoolOptions,
+}
+
+impl ControlOptions {
+    /// A control plane with the defaults.
+    #[must_use]
+    pub fn new(server: Server, credential: Credential) -> Self {
+        Self {
+            server,
+            credential,
+            search_path: "biplane_control".into(),
+            application_name: "biplane-control".into(),
+            pool: PoolOptions::default().cap(NonZeroU32::MIN.saturating_add(3)),
+        }
+    }
+}
+
+impl ControlDb {
+    /// A handle on the control plane. Nothing connects before its first use.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfiguration`] for settings that cannot work, such as a TLS mode that was not compiled in.
+    pub fn connect(options: ControlOptions) -> Result<Self, Error> {
+        let cap = options.pool.cap;
+        let pool = Pool::new(options.pool)?;
+        let dial = Dial {
+            enter: Dial::enter_for(options.server.pooler, &options.search_path),
+            server: options.server,
+            logins: Box::new(Fixed(options.credential)),
+            search_path: options.search_path,
+            application_name: options.application_name,
+            database_id: None,
+        };
+        let stack = pool.stack(dial, cap, 0)?;
+        Ok(Self::new(Arc::new(ControlLease { pool, stack })))
+    }
+
+    /// How its connections are doing.
+    #[must_use]
+    pub fn pool_stats(&self) -> PoolStats {
+        self.pool().stats()
+    }
+
+    /// Ends its connections: what is in use may go on until `deadline`. Every clone of the handle is closed with it.
+    ///
+    /// # Cancel safety
+    /// Safe: the handle stays closed; call it again to go on waiting.
+    pub async fn close(&self, deadline: Duration) {
+        self.pool().close(deadline).await;
+    }
+}
+
+struct Fixed(Credential);
+
+#[async_trait]
+impl Logins for Fixed {
+    async fn login(&self) -> Result<Credential, Error> {
+        Ok(self.0.clone())
+    }
+}
+
+#[derive(Clone, Debug)]
+struct ControlLease {
+    pool: Pool,
+    stack: Stack,
+}
+
+#[async_trait]
+impl Lease for ControlLease {
+    async fn lease(&self) -> Result<Lent, Error> {
+        match self.stack.checkout().await {
+            Ok(checkout) => {
+                let enter = self.stack.dial().enter.clone();
+                Ok(Lent::new(checkout, Access::ReadWrite, enter))
+            }
+            Err(error) => Err(could_not_ask(error)),
+        }
+    }
+
+    fn tenant(&self) -> Option<TenantId> {
+        None
+    }
+
+    fn role(&self) -> Role {
+        Role::App
+    }
+
+    fn with_role(&self, _: Role) -> Arc<dyn Lease> {
+        Arc::new(self.clone())
+    }
+
+    fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    fn route_age(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// Whatever keeps us from asking the control plane means that we do not know, never that something does not exist.
+fn could_not_ask(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Closed | ErrorKind::InvalidConfiguration => error,
+        _ => Error::new(ErrorKind::ControlPlaneUnavailable).caused_by(error),
+    }
+}

@@ -1,0 +1,181 @@
+//! How a handle borrows a connection: the one trait that lies between a handle and whatever finds its database.
+
+use std::{fmt::Debug, sync::Arc, time::Duration};
+
+use async_stream::try_stream;
+use async_trait::async_trait;
+use futures_core::Stream;
+use futures_util::StreamExt;
+use sqlx::{
+    Either, Executor, Postgres,
+    postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo},
+};
+
+use super::{TxOptions, statement::Statement};
+use crate::{
+    error::{Error, ErrorKind},
+    pool::{Checkout, Pool, breaks_connection},
+    tenant::{Access, Role, TenantId},
+};
+
+/// Lends connections to a handle. Asked anew for every checkout, so that a handle never pins an old route.
+#[async_trait]
+pub(crate) trait Lease: Debug + Send + Sync + 'static {
+    /// A connection to where the data is now, or why there is none.
+    async fn lease(&self) -> Result<Lent, Error>;
+
+    /// Whose database this is; `None` for the control plane.
+    fn tenant(&self) -> Option<TenantId>;
+
+    /// For what the handle connects.
+    fn role(&self) -> Role;
+
+    /// The same for another role.
+    fn with_role(&self, role: Role) -> Arc<dyn Lease>;
+
+    /// The pool that it borrows from.
+    fn pool(&self) -> &Pool;
+
+    /// How long ago the route was confirmed, if there is a route.
+    fn route_age(&self) -> Option<Duration>;
+}
+
+/// A borrowed connection, and what the tenant may do on it.
+pub(crate) struct Lent {
+    checkout: Checkout,
+    access: Access,
+    /// Statements that every transaction begins with, in the round trip of its BEGIN.
+    enter: Option<Arc<str>>,
+}
+
+impl Lent {
+    pub(crate) fn new(checkout: Checkout, access: Access, enter: Option<Arc<str>>) -> Self {
+        Self {
+            checkout,
+            access,
+            enter,
+        }
+    }
+
+    /// Whether a single statement needs a transaction around it: because it must not write, or because the session
+    /// settings that it relies on last no longer than a transaction.
+    pub(super) fn wraps(&self) -> bool {
+        self.access == Access::Read || self.enter.is_some()
+    }
+
+    pub(super) fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Whether the session is ours for as long as the connection is lent.
+    pub(super) fn owns_session(&self) -> bool {
+        self.checkout.stack().dial().session_is_ours()
+    }
+
+    pub(super) async fn begin(&mut self, options: &TxOptions) -> sqlx::Result<()> {
+        let text = self.begin_text(options);
+        self.checkout.begin(text).await
+    }
+
+    pub(super) fn begin_text(&self, options: &TxOptions) -> String {
+        let mut text = String::from("begin");
+        options.append_to(&mut text, self.access);
+        if let Some(enter) = &self.enter {
+            text.push_str("; ");
+            text.push_str(enter);
+        }
+        text
+    }
+
+    pub(super) async fn commit(&mut self) -> sqlx::Result<()> {
+        self.checkout.commit().await.map_err(|error| match &error {
+            sqlx::Error::Database(refused) if refused.code().as_deref() == Some("25P02") => {
+                Error::new(ErrorKind::TransactionAborted).into()
+            }
+            _ => error,
+        })
+    }
+
+    pub(super) async fn rollback(&mut self) -> sqlx::Result<()> {
+        self.checkout.rollback().await
+    }
+
+    pub(super) fn hand_over(&mut self) -> &mut PgConnection {
+        self.checkout.hand_over()
+    }
+
+    /// Runs a statement and passes its rows on. Dropped early, it leaves the connection to be cleaned.
+    pub(super) fn rows(
+        &mut self,
+        statement: Statement,
+    ) -> impl Stream<Item = sqlx::Result<Either<PgQueryResult, PgRow>>> + Send {
+        try_stream! {
+            self.checkout.start(statement.text());
+            let mut failure = None;
+            let mut rows = self.checkout.connection().fetch_many(statement);
+            while let Some(item) = rows.next().await {
+                match item {
+                    Ok(item) => yield item,
+                    Err(error) => {
+                        failure = Some(error);
+                        break;
+                    }
+                }
+            }
+            drop(rows);
+            match failure {
+                Some(error) => Err(self.failed(error))?,
+                None => self.checkout.finish(),
+            }
+        }
+    }
+
+    pub(super) async fn first_row(&mut self, statement: Statement) -> sqlx::Result<Option<PgRow>> {
+        self.checkout.start(statement.text());
+        let row = self.checkout.connection().fetch_optional(statement).await;
+        self.judge(row)
+    }
+
+    pub(super) async fn prepare(
+        &mut self,
+        sql: sqlx::SqlStr,
+        types: &[PgTypeInfo],
+    ) -> sqlx::Result<PgStatement> {
+        self.checkout.start("select");
+        let prepared = self.checkout.connection().prepare_with(sql, types).await;
+        self.judge(prepared)
+    }
+
+    pub(super) async fn describe(&mut self, sql: sqlx::SqlStr) -> sqlx::Result<sqlx::Describe<Postgres>> {
+        self.checkout.start("select");
+        let described = self.checkout.connection().describe(sql).await;
+        self.judge(described)
+    }
+
+    fn judge<T>(&mut self, result: sqlx::Result<T>) -> sqlx::Result<T> {
+        match result {
+            Ok(value) => {
+                self.checkout.finish();
+                Ok(value)
+            }
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Notes that a statement failed, and says so in our words where the tenant's status is the reason.
+    fn failed(&mut self, error: sqlx::Error) -> sqlx::Error {
+        self.checkout.fail(&error);
+        let refused_write = self.access == Access::Read
+            && matches!(&error, sqlx::Error::Database(refused) if refused.code().as_deref() == Some("25006"));
+        if refused_write {
+            Error::new(ErrorKind::ReadOnly).into()
+        } else {
+            error
+        }
+    }
+}
+
+/// Whether a transaction that could not begin may be tried on another connection: nothing of the caller's has run.
+pub(super) fn may_begin_elsewhere(error: &sqlx::Error) -> bool {
+    Error::of(error).is_none() && breaks_connection(error)
+}

@@ -1,0 +1,134 @@
+//! Between sqlx's errors and ours.
+//!
+//! The texts of a database's errors may quote values, so what we pass on of them is the SQLSTATE alone.
+
+use std::io;
+
+use crate::error::{Error, ErrorKind};
+
+/// What remains of an sqlx error that may be shown: a SQLSTATE or the kind of an I/O error.
+#[derive(Clone, Debug, thiserror::Error)]
+enum Cause {
+    #[error("the database answered with SQLSTATE {0}")]
+    SqlState(String),
+    #[error("connection failed: {0}")]
+    Io(io::ErrorKind),
+    #[error("TLS could not be set up")]
+    Tls,
+    #[error("unexpected answer from the server")]
+    Protocol,
+    #[error("the answer has another form than expected")]
+    Shape,
+}
+
+impl Error {
+    /// The error of ours that an sqlx error carries, if it carries one. Executor methods must fail with
+    /// [`sqlx::Error`]; this is how a caller gets the kind back.
+    ///
+    /// ```
+    /// # use biplane::error::{Error, ErrorKind};
+    /// let error: sqlx::Error = Error::new(ErrorKind::Closed).into();
+    /// assert_eq!(Error::of(&error).map(Error::kind), Some(ErrorKind::Closed));
+    /// ```
+    #[must_use]
+    pub fn of(error: &sqlx::Error) -> Option<&Self> {
+        match error {
+            sqlx::Error::Io(error) => error.get_ref()?.downcast_ref(),
+            _ => None,
+        }
+    }
+}
+
+impl From<Error> for sqlx::Error {
+    /// Wraps the error so that [`Error::of`] finds it again.
+    fn from(error: Error) -> Self {
+        let kind = match error.kind() {
+            ErrorKind::BudgetExhausted { .. } => io::ErrorKind::TimedOut,
+            ErrorKind::ControlPlaneUnavailable | ErrorKind::DatabaseUnavailable { .. } => {
+                io::ErrorKind::NotConnected
+            }
+            ErrorKind::Inactive { .. } | ErrorKind::ReadOnly => io::ErrorKind::PermissionDenied,
+            ErrorKind::UnknownTenant => io::ErrorKind::NotFound,
+            _ => io::ErrorKind::Other,
+        };
+        Self::Io(io::Error::new(kind, error))
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    /// Takes our own error out again, or sorts sqlx's: a lost connection is `DatabaseUnavailable`, whatever the
+    /// database refused is `Database` with the SQLSTATE as its cause.
+    fn from(error: sqlx::Error) -> Self {
+        match Self::of(&error) {
+            Some(ours) => ours.clone(),
+            None => sort(&error),
+        }
+    }
+}
+
+fn sort(error: &sqlx::Error) -> Error {
+    let unavailable = ErrorKind::DatabaseUnavailable { retry_after: None };
+    match error {
+        sqlx::Error::Database(refused) => {
+            let code = refused.code().unwrap_or_default().into_owned();
+            let kind = match code.as_str() {
+                "28P01" | "28000" => ErrorKind::CredentialRejected,
+                "3D000" => ErrorKind::DatabaseMissing,
+                "25006" => ErrorKind::ReadOnly,
+                "25P02" => ErrorKind::TransactionAborted,
+                "42501" => ErrorKind::MissingPrivilege,
+                "53300" | "57P01" | "57P02" | "57P03" => unavailable,
+                code if code.starts_with("08") => unavailable,
+                _ => ErrorKind::Database,
+            };
+            Error::new(kind).caused_by(Cause::SqlState(code))
+        }
+        sqlx::Error::Io(error) => Error::new(unavailable).caused_by(Cause::Io(error.kind())),
+        sqlx::Error::Tls(_) => Error::new(unavailable).caused_by(Cause::Tls),
+        sqlx::Error::Protocol(_) => Error::new(unavailable).caused_by(Cause::Protocol),
+        sqlx::Error::Configuration(_) => Error::new(ErrorKind::InvalidConfiguration),
+        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
+            Error::new(unavailable)
+        }
+        _ => Error::new(ErrorKind::Database).caused_by(Cause::Shape),
+    }
+}
+
+/// Whether a connection is of no further use after this error.
+pub(crate) fn breaks_connection(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(refused) => refused
+            .code()
+            .is_some_and(|code| code.starts_with("57P0") || code.starts_with("08")),
+        sqlx::Error::RowNotFound
+        | sqlx::Error::ColumnNotFound(_)
+        | sqlx::Error::ColumnDecode { .. }
+        | sqlx::Error::ColumnIndexOutOfBounds { .. }
+        | sqlx::Error::TypeNotFound { .. }
+        | sqlx::Error::Encode(_)
+        | sqlx::Error::Decode(_)
+        | sqlx::Error::InvalidArgument(_) => false,
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_errors_survive_sqlx() {
+        let sent = Error::new(ErrorKind::UnknownTenant);
+        let through: sqlx::Error = sent.into();
+        assert_eq!(Error::from(through).kind(), ErrorKind::UnknownTenant);
+    }
+
+    #[test]
+    fn io_errors_of_others_are_not_ours() {
+        let error = sqlx::Error::Io(io::Error::new(io::ErrorKind::ConnectionRefused, "canary"));
+        assert!(Error::of(&error).is_none());
+        let ours = Error::from(error);
+        assert_eq!(ours.kind(), ErrorKind::DatabaseUnavailable { retry_after: None });
+        assert!(!format!("{ours:?}").contains("canary"));
+    }
+}
