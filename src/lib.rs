@@ -4,3 +4,5 @@
 pub mod keyring;
 pub mod secret;
 pub mod tenant;
+#[cfg(feature = "testing")]
+pub mod testing;
