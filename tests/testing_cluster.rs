@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     num::NonZeroU32,
     path::{Path, PathBuf},
@@ -182,8 +182,47 @@ async fn a_killed_cluster_refuses_connections_and_says_no_good_bye() {
     assert!(!listening(&cluster.endpoint()));
     let refused = cluster.connect("postgres").await.unwrap_err();
     assert!(matches!(refused, ClusterError::Sql { .. }), "{refused:?}");
-    let broken = idle.ping().await.unwrap_err();
-    assert!(broken.as_database_error().is_none(), "{broken:?}");
+    idle.ping().await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_kill_leaves_clients_with_no_word_and_a_stop_with_one() {
+    let trusting = Cluster::builder().authentication(Authentication::Trust);
+    let (stopped, killed) = tokio::join!(trusting.clone().start(), trusting.start());
+    let (stopped, killed) = (stopped.unwrap(), killed.unwrap());
+    let (told, untold) = (bare_session(&stopped), bare_session(&killed));
+    stopped.stop().await.unwrap();
+    killed.kill().await.unwrap();
+    assert!(last_words(told).contains("terminating connection"));
+    assert_eq!(last_words(untold), "");
+}
+
+/// A session by the bare protocol, because drivers keep to themselves what a server says on parting.
+fn bare_session(cluster: &Cluster) -> TcpStream {
+    let parameters = b"\0\x03\0\0user\0postgres\0database\0postgres\0\0";
+    let mut session = TcpStream::connect(("127.0.0.1", cluster.endpoint().port)).unwrap();
+    session.set_read_timeout(Some(LIMIT)).unwrap();
+    let length = u32::try_from(parameters.len() + 4).unwrap();
+    session.write_all(&length.to_be_bytes()).unwrap();
+    session.write_all(parameters).unwrap();
+    loop {
+        let mut head = [0; 5];
+        session.read_exact(&mut head).unwrap();
+        let length = u32::from_be_bytes(head[1..].try_into().unwrap());
+        let mut body = vec![0; length as usize - 4];
+        session.read_exact(&mut body).unwrap();
+        // ReadyForQuery
+        if head[0] == b'Z' {
+            return session;
+        }
+    }
+}
+
+fn last_words(mut session: TcpStream) -> String {
+    let mut words = Vec::new();
+    // The end may come as a reset.
+    let _ = session.read_to_end(&mut words);
+    String::from_utf8_lossy(&words).into_owned()
 }
 
 #[tokio::test]
@@ -735,4 +774,30 @@ async fn prepared_statements_need_a_pgbouncer_that_has_them() {
             );
         }
     }
+}
+
+#[tokio::test]
+#[ignore = "a measurement: run it alone, with --nocapture"]
+async fn how_long_things_take() {
+    drop(Cluster::start().await.unwrap());
+    let mut times = Vec::new();
+    for _ in 0..20 {
+        let began = std::time::Instant::now();
+        let cluster = Cluster::start().await.unwrap();
+        let started = began.elapsed();
+        cluster.kill().await.unwrap();
+        let killed = began.elapsed() - started;
+        cluster.start_again().await.unwrap();
+        let again = began.elapsed() - started - killed;
+        drop(cluster);
+        times.push([started, killed, again, began.elapsed() - started - killed - again]);
+    }
+    for (index, what) in ["start", "kill", "start again", "drop"].iter().enumerate() {
+        let mut each: Vec<Duration> = times.iter().map(|row| row[index]).collect();
+        each.sort();
+        println!("{what}: median {:?}, slowest {:?}", each[10], each[19]);
+    }
+    let began = std::time::Instant::now();
+    Cluster::builder().own_system_identifier().start().await.unwrap();
+    println!("with an initdb of its own: {:?}", began.elapsed());
 }

@@ -20,7 +20,7 @@ use super::{
     Certificates, ClusterError,
     account::Account,
     blocking,
-    home::{Base, Home, write_private},
+    home::{Base, Home, Storage, write_private},
     locate,
     port::Port,
     processes,
@@ -59,6 +59,7 @@ pub struct ClusterBuilder {
     authentication: Authentication,
     encryption: Encryption,
     identity: Identity,
+    storage: Storage,
 }
 
 /// How a cluster's users prove who they are.
@@ -107,6 +108,7 @@ impl Cluster {
             authentication: Authentication::ScramSha256,
             encryption: Encryption::Off,
             identity: Identity::Shared,
+            storage: Storage::Quick,
         }
     }
 
@@ -260,7 +262,9 @@ impl ClusterBuilder {
 
     /// Writes through to the disk as production does, for measurements. Off by default: what a test needs is that
     /// the data survive the server, not the machine, and `fsync` is most of the cost of a commit.
-    pub fn durable(self) -> Self {
+    /// It then also keeps its files out of memory.
+    pub fn durable(mut self) -> Self {
+        self.storage = Storage::Disk;
         self.setting("fsync", "on")
     }
 
@@ -323,7 +327,7 @@ impl Inner {
         };
         let superuser = |password| Credential::new(template::SUPERUSER, password);
         let account = Account::detect()?;
-        let base = Base::open(&account)?;
+        let base = Base::open(&account, builder.storage)?;
         let home = base.directory("c", &account)?;
         let data = home.path().join("data");
         let program = Program {

@@ -12,19 +12,41 @@ use super::{ClusterError, account::Account, locate};
 /// the socket in it.
 const LONGEST_BASE: usize = 70;
 
+/// Where Linux keeps files in memory.
+const MEMORY: &str = "/dev/shm";
+
+/// What must be free there. A cluster begins with 30 MB and may grow by 1 GB of write-ahead log; containers often
+/// have 64 MB in all.
+const MEMORY_KIB: u64 = 4 * 1024 * 1024;
+
 /// The directory under which all servers of one user live. Nobody else may look into it.
 #[derive(Clone, Debug)]
 pub(super) struct Base(PathBuf);
 
+/// What a server's files are to be kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Storage {
+    /// Whatever is quick: a cluster is a thousand files, which some file systems take a second to create.
+    Quick,
+    /// What survives the machine, as far as the directory for temporary files does.
+    Disk,
+}
+
 impl Base {
-    /// Finds or makes it, under the directory for temporary files or, where the server's user cannot get there,
-    /// under `/tmp` or `/var/tmp`.
+    /// Finds or makes it: in memory, if there is plenty and `TMPDIR` does not name another place; otherwise under
+    /// the directory for temporary files; otherwise, where the server's user cannot get there, under `/tmp` or
+    /// `/var/tmp`.
     ///
     /// # Errors
     /// When the server's user can write to none of them.
-    pub(super) fn open(account: &Account) -> Result<Self, ClusterError> {
+    pub(super) fn open(account: &Account, storage: Storage) -> Result<Self, ClusterError> {
+        let mut parents = vec![env::temp_dir(), "/tmp".into(), "/var/tmp".into()];
+        let free = || free_kib(Path::new(MEMORY)).unwrap_or(0);
+        if storage == Storage::Quick && env::var_os("TMPDIR").is_none() && free() >= MEMORY_KIB {
+            parents.insert(0, MEMORY.into());
+        }
         let mut tried = Vec::new();
-        for parent in [env::temp_dir(), "/tmp".into(), "/var/tmp".into()] {
+        for parent in parents {
             let base = parent.join(format!("biplane-postgres-{}", account.user));
             if base.as_os_str().len() <= LONGEST_BASE
                 && prepare(&base, account).is_ok()
@@ -116,4 +138,22 @@ fn writable(base: &Path, account: &Account) -> bool {
         .apply(&mut probe, base)
         .status()
         .is_ok_and(|status| status.success())
+}
+
+/// The space that is left, asked of `df` because the standard library does not say.
+fn free_kib(directory: &Path) -> Option<u64> {
+    let output = locate::command(Path::new("df"), None)
+        .arg("-Pk")
+        .arg(directory)
+        .stderr(std::process::Stdio::null())
+        .output()
+        .ok()?;
+    let printed = String::from_utf8(output.stdout).ok()?;
+    printed
+        .lines()
+        .nth(1)?
+        .split_ascii_whitespace()
+        .nth(3)?
+        .parse()
+        .ok()
 }

@@ -52,7 +52,7 @@ impl Server {
 
     /// Where the programs find their libraries, if they lie in an unpacked package rather than in the system.
     pub(super) fn libraries(&self) -> Option<OsString> {
-        libraries_beside(&self.bin)
+        libraries_beside(&self.program("postgres"))
     }
 }
 
@@ -63,7 +63,7 @@ impl Bouncer {
 
     /// As [`Server::libraries`].
     pub(super) fn libraries(&self) -> Option<OsString> {
-        libraries_beside(self.file.parent()?)
+        libraries_beside(&self.file)
     }
 }
 
@@ -230,10 +230,12 @@ fn version_in(name: &str) -> Vec<u32> {
         .collect()
 }
 
-/// For programs in `<root>/usr/…` other than the system's own: the library directories of that root, before those
+/// For a program in `<root>/usr/…` other than the system's own: the library directories of that root, before those
 /// that the environment names.
-fn libraries_beside(bin: &Path) -> Option<OsString> {
-    let usr = bin
+fn libraries_beside(program: &Path) -> Option<OsString> {
+    // A link on `PATH` may lead to an unpacked package.
+    let program = fs::canonicalize(program).unwrap_or_else(|_| program.into());
+    let usr = program
         .ancestors()
         .find(|ancestor| ancestor.file_name() == Some(OsStr::new("usr")))?;
     let root = usr.parent().filter(|root| *root != Path::new("/"))?;
@@ -347,11 +349,13 @@ mod tests {
     #[test]
     fn unpacked_packages_are_found_with_their_libraries() {
         let root = tempfile::tempdir().unwrap();
-        let unpacked = root.path().join("cache/bookworm-amd64");
+        // Where the directory for temporary files is a link, the libraries are named by its target.
+        let root = fs::canonicalize(root.path()).unwrap();
+        let unpacked = root.join("cache/bookworm-amd64");
         install(&unpacked.join("usr/lib/postgresql/15/bin"), SERVER_PROGRAMS);
         install(&unpacked.join("usr/lib/x86_64-linux-gnu"), &["libpq.so.5"]);
         install(&unpacked.join("usr/sbin"), &["pgbouncer"]);
-        let search = nowhere(root.path());
+        let search = nowhere(&root);
         let expected = unpacked.join("usr/lib/x86_64-linux-gnu");
         for libraries in [
             search.server().unwrap().libraries().unwrap(),
@@ -363,7 +367,10 @@ mod tests {
 
     #[test]
     fn the_systems_own_programs_need_no_library_path() {
-        assert_eq!(libraries_beside(Path::new("/usr/lib/postgresql/15/bin")), None);
+        assert_eq!(
+            libraries_beside(Path::new("/usr/lib/postgresql/0/bin/postgres")),
+            None
+        );
         assert_eq!(
             libraries_beside(Path::new("/opt/homebrew/opt/postgresql@16/bin")),
             None

@@ -43,6 +43,8 @@
 //!   while it is stopped, and its own Unix socket. Any number run at once, in one process or in many.
 //! - **As root, the servers run as another user**, because Postgres and PgBouncer refuse to run as root: `postgres`
 //!   if there is such a user, `nobody` otherwise.
+//! - **Files live in memory** (`/dev/shm`) where 4 GiB are free there and `TMPDIR` is not set; otherwise in the
+//!   directory for temporary files. [`ClusterBuilder::durable`] keeps them on the disk.
 //! - **Starts are quick.** `initdb` runs once a day per user and Postgres version; clusters are copies of what it
 //!   made. Therefore clusters share what Postgres calls the system identifier, and the superuser's random
 //!   password, unless [`ClusterBuilder::own_system_identifier`] asks for an `initdb` of its own.

@@ -22,7 +22,7 @@ use super::{
     Cluster, ClusterError, ServerLog,
     account::Account,
     blocking,
-    home::{Base, Home, write_private},
+    home::{Base, Home, Storage, write_private},
     locate,
     port::Port,
     supervisor::{Program, Signal, Supervisor},
@@ -340,7 +340,7 @@ impl Inner {
     fn create(builder: &PgBouncerBuilder) -> Result<Self, ClusterError> {
         let bouncer = locate::Search::from_environment().bouncer()?;
         let account = Account::detect()?;
-        let base = Base::open(&account)?;
+        let base = Base::open(&account, Storage::Quick)?;
         let home = base.directory("b", &account)?;
         let version = version(&bouncer, &account, home.path())?;
         if builder.prepared_statements.is_some() && version < PgBouncerVersion::PREPARED_STATEMENTS {

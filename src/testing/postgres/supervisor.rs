@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{ClusterError, ServerLog, account::Account, locate};
+use super::{ClusterError, ServerLog, account::Account, home::write_private, locate};
 
 const SCRIPT: &str = include_str!("supervisor.sh");
 
@@ -62,9 +62,11 @@ impl Signal {
 impl Supervisor {
     /// Starts the supervisor, not yet the server. From here on the directory goes when this value does.
     pub(super) fn new(home: &Path, account: &Account, program: &Program) -> Result<Self, ClusterError> {
+        let script = home.join("supervisor.sh");
+        write_private(&script, SCRIPT, account)?;
         let mut command = locate::command(Path::new("/bin/sh"), program.libraries.clone());
         command
-            .args(["-c", SCRIPT, "biplane-supervisor"])
+            .arg(script)
             .arg(home)
             .arg(program.end.name())
             .arg(&program.file)
@@ -105,15 +107,16 @@ impl Supervisor {
         Ok(id)
     }
 
-    /// Sends a signal to the server and to other processes of its user.
+    /// Sends a signal to other processes of the server's user and then to the server. The server is last, because
+    /// its sessions notice its death and would say so to their clients.
     pub(super) fn signal(&mut self, signal: Signal, others: &[u32]) -> Result<(), ClusterError> {
-        // The server is this shell's grandchild and still uncollected unless the exit file is there.
+        // Not yet collected, and so not somebody else's process id, until the exit file is there.
         let Some(server) = self.running() else {
             return Ok(());
         };
-        let mut order = format!("signal {} {server}", signal.name());
-        for other in others {
-            order.push_str(&format!(" {other}"));
+        let mut order = format!("signal {}", signal.name());
+        for process in others.iter().chain([&server]) {
+            order.push_str(&format!(" {process}"));
         }
         self.order(&order).map(drop)
     }

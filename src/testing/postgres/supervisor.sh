@@ -1,4 +1,4 @@
-# Watches over one server: supervisor.sh HOME END_SIGNAL PROGRAM [ARGUMENT…]
+# Watches over one server: sh supervisor.sh HOME END_SIGNAL PROGRAM [ARGUMENT…]
 #
 # Orders come by standard input, one per line, each answered by one line:
 #   start                 starts the program; answers with its process id
@@ -37,24 +37,29 @@ finish() {
 
 trap 'finish; exit 0' HUP INT TERM
 
-while read -r order rest; do
-    case $order in
-    start)
-        rm -f "$home/pid" "$home/exit"
-        (
-            "$@" </dev/null >>"$home/log" 2>&1 &
-            echo "$!" >"$home/pid"
-            echo "$!"
-            exec >/dev/null
-            wait "$!"
-            echo "$?" >"$home/exit"
-        ) </dev/null &
-        ;;
-    signal)
-        # shellcheck disable=SC2086 # the name and several ids
-        kill -s $rest 2>/dev/null
-        echo sent
-        ;;
-    esac
-done
-finish
+main() {
+    while read -r order rest; do
+        case $order in
+        start)
+            rm -f "$home/pid" "$home/exit"
+            (
+                "$@" </dev/null >>"$home/log" 2>&1 &
+                echo "$!" >"$home/pid"
+                echo "$!"
+                exec >/dev/null
+                wait "$!"
+                echo "$?" >"$home/exit"
+            ) </dev/null &
+            ;;
+        signal)
+            # shellcheck disable=SC2086 # the name and several ids
+            kill -s $rest 2>/dev/null
+            echo sent
+            ;;
+        esac
+    done
+    finish
+}
+
+# In one line with its exit, because the shell must not read on in a file that is gone by then.
+main "$@"; exit 0
