@@ -11,5 +11,4 @@ pub mod repository;
 pub mod secret;
 pub mod tenant;
 #[cfg(feature = "testing")]
-#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;
