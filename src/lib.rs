@@ -13,5 +13,7 @@ pub mod router;
 pub mod secret;
 pub mod settings;
 pub mod tenant;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use router::{Biplane, TenantRouter};

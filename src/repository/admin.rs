@@ -4,6 +4,7 @@ use std::{fmt::Debug, num::NonZeroU32, sync::Arc, time::SystemTime};
 
 use async_trait::async_trait;
 
+use super::Subject;
 use crate::{
     error::Error,
     tenant::{
@@ -39,7 +40,10 @@ impl Actor {
 /// - Every change of an existing record is a compare-and-set on the version that the caller read; of two writers one
 ///   wins and the other gets [`VersionConflict`](crate::error::ErrorKind::VersionConflict).
 /// - A change is whole or did not happen, and appends one entry or more to the change log and one to the audit in the
-///   same transaction.
+///   same transaction. What leaves every fact as it was (the same settings again, a domain that the tenant already has)
+///   succeeds without raising the version and without entries.
+/// - A deleted tenant stays as it is: everything but a change of status is refused with
+///   [`Inactive`](crate::error::ErrorKind::Inactive).
 /// - Status follows the edges of [`TenantStatus::can_become`]; versions and epochs only rise.
 /// - A database is one tenant's alone in [`Isolation::Database`]: no second tenant can be placed on its data source
 ///   until that tenant is deleted.
@@ -82,7 +86,8 @@ pub trait TenantAdmin: Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`VersionConflict`](crate::error::ErrorKind::VersionConflict);
-    /// [`InvalidInput`](crate::error::ErrorKind::InvalidInput) when the text is not a sealed value.
+    /// [`InvalidInput`](crate::error::ErrorKind::InvalidInput) when the text is not a sealed value, or a next credential
+    /// is to be stored where there is no current one.
     async fn set_credential(
         &self,
         by: &Actor,
@@ -229,6 +234,23 @@ pub struct SourceChange {
     pub database_id: Option<DatabaseId>,
 }
 
+impl SourceChange {
+    /// The data source with this change, at the version that it had.
+    pub(super) fn applied_to(self, source: &DataSource) -> DataSource {
+        let mut changed = source.clone();
+        if let Some(location) = self.location {
+            changed.location = location;
+        }
+        if let Some(pool) = self.pool {
+            changed.pool = pool;
+        }
+        if let Some(database_id) = self.database_id {
+            changed.database_id = Some(database_id);
+        }
+        changed
+    }
+}
+
 /// Which of a role's two credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -237,6 +259,17 @@ pub enum CredentialSlot {
     Current,
     /// The one that a rotation has prepared.
     Next,
+}
+
+impl CredentialSlot {
+    /// The name used in SQL and in the audit.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Current => "current",
+            Self::Next => "next",
+        }
+    }
 }
 
 /// A tenant to be added.
@@ -286,6 +319,26 @@ pub struct AuditEntry {
     pub tenant: Option<TenantId>,
     /// The data source it is about, if it is about one.
     pub source: Option<DataSourceId>,
-    /// What changed: the names of the changed facts with their values before and after, credentials as versions only.
+    /// What changed: the names of the changed facts with their values before and after, credentials as versions only:
+    /// `{"status": {"before": "active", "after": "suspended"}}`, `{"credential.app.current": {"before": 1, "after": 2}}`.
     pub changed: serde_json::Value,
+}
+
+impl AuditEntry {
+    /// An entry.
+    #[must_use]
+    pub fn new(at: SystemTime, by: Actor, subject: Subject, changed: serde_json::Value) -> Self {
+        let (tenant, source) = match subject {
+            Subject::Tenant(tenant) => (Some(tenant), None),
+            Subject::Source(source) => (None, Some(source)),
+        };
+        Self {
+            at,
+            actor: by.name,
+            reason: by.reason,
+            tenant,
+            source,
+            changed,
+        }
+    }
 }

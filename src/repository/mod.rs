@@ -7,9 +7,15 @@
 mod admin;
 mod changes;
 mod credentials;
+mod logins;
+mod memory;
+mod facts;
+mod rules;
 mod tenants;
 
 pub use admin::{Actor, AuditEntry, CredentialSlot, NewSource, NewTenant, SourceChange, TenantAdmin};
 pub use changes::{Change, ChangeHead, ChangeKind, ChangeLog, Changes, Subject};
 pub use credentials::{CredentialSource, Login};
+pub use logins::MemoryCredentials;
+pub use memory::MemoryControl;
 pub use tenants::{Found, Page, PageItem, TenantRepository};

@@ -86,7 +86,7 @@ pub trait TenantRouter: Debug + Send + Sync + 'static {
 /// A router, as a service holds it: cheap to clone, and without a type parameter to carry through the application.
 ///
 /// ```
-/// use biplane::{Biplane, repository::memory::MemoryControl};
+/// use biplane::{Biplane, repository::MemoryControl};
 ///
 /// # #[derive(Clone, Default)] struct Notes;
 /// let biplane: Biplane<_> = Biplane::memory(MemoryControl::new(), |_tenant| Notes::default()).build()?;

@@ -1,0 +1,234 @@
+//! The control plane in the memory of one process, under the same rules as in Postgres.
+
+mod state;
+
+use std::{
+    fmt,
+    num::NonZeroU32,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+
+use crate::{
+    error::{Error, ErrorKind},
+    tenant::{
+        CredentialVersion, DataSource, DataSourceId, Domain, Incarnation, Isolation, Role, SealedText, Seq, Slug,
+        Tenant, TenantId, TenantRef, TenantStatus, Version,
+    },
+};
+
+use super::{
+    Actor, AuditEntry, ChangeHead, ChangeLog, Changes, CredentialSlot, Found, NewSource, NewTenant, Page,
+    SourceChange, TenantAdmin, TenantRepository,
+    rules::{self, Edit},
+};
+use state::State;
+
+/// A control plane without a server: tenants, names, data sources, change log and audit in memory, gone with the process.
+///
+/// It exists so that services and tests run with nothing installed, and refuses whatever the Postgres backend refuses,
+/// with the same kinds of error; both pass the same conformance suite. Like a fresh Postgres control plane it holds the
+/// data source named `default`, whose address comes from the environment.
+///
+/// A clone is another handle on the same control plane.
+#[derive(Clone)]
+pub struct MemoryControl {
+    state: Arc<Mutex<State>>,
+}
+
+impl MemoryControl {
+    /// An empty control plane, in a new incarnation.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            state: Arc::new(Mutex::new(State::new())),
+        }
+    }
+
+    /// Makes the record of a tenant impossible to understand, as damage in a database would, until
+    /// [`MemoryControl::repair`]. For tests of what happens to its neighbours.
+    ///
+    /// # Errors
+    /// [`UnknownTenant`](ErrorKind::UnknownTenant).
+    pub fn corrupt(&self, tenant: TenantId) -> Result<(), Error> {
+        self.with(|state| state.set_malformed(tenant, true))
+    }
+
+    /// Undoes [`MemoryControl::corrupt`].
+    ///
+    /// # Errors
+    /// [`UnknownTenant`](ErrorKind::UnknownTenant).
+    pub fn repair(&self, tenant: TenantId) -> Result<(), Error> {
+        self.with(|state| state.set_malformed(tenant, false))
+    }
+
+    /// Removes the changes that are older than `keep` from the change log and says how many. Readers that had not yet
+    /// seen them are told.
+    pub fn prune_changes(&self, keep: Duration) -> u64 {
+        self.with(|state| state.prune(keep))
+    }
+
+    /// Begins another life of this control plane, as a restored backup would, and returns it.
+    pub fn renew_incarnation(&self) -> Incarnation {
+        self.with(State::renew_incarnation)
+    }
+
+    /// The lock is never held across an await. A poisoned one is used on, because every change is checked whole before
+    /// anything is written.
+    fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn edit(&self, by: &Actor, id: TenantId, expected: Version, edit: Edit<'_>) -> Result<Tenant, Error> {
+        rules::actor(by)?;
+        self.with(|state| state.edit(by, id, expected, edit))
+    }
+}
+
+impl Default for MemoryControl {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for MemoryControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (tenants, head) = self.with(|state| (state.tenant_count(), state.head()));
+        f.debug_struct("MemoryControl")
+            .field("tenants", &tenants)
+            .field("head", &head)
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl TenantRepository for MemoryControl {
+    async fn find(&self, names: &[TenantRef<'_>]) -> Result<Vec<Found>, Error> {
+        Ok(self.with(|state| names.iter().map(|name| state.find(name)).collect()))
+    }
+
+    async fn list(&self, after: Option<TenantId>, limit: NonZeroU32) -> Result<Page, Error> {
+        Ok(self.with(|state| state.list(after, limit)))
+    }
+}
+
+#[async_trait]
+impl ChangeLog for MemoryControl {
+    async fn head(&self) -> Result<ChangeHead, Error> {
+        Ok(self.with(|state| state.head()))
+    }
+
+    async fn since(&self, after: Seq, limit: NonZeroU32) -> Result<Changes, Error> {
+        Ok(self.with(|state| state.since(after, limit)))
+    }
+}
+
+#[async_trait]
+impl TenantAdmin for MemoryControl {
+    async fn create_source(&self, by: &Actor, source: NewSource) -> Result<DataSource, Error> {
+        rules::actor(by)?;
+        rules::new_source(&source)?;
+        self.with(|state| state.create_source(by, source))
+    }
+
+    async fn source(&self, name: &str) -> Result<Option<DataSource>, Error> {
+        Ok(self.with(|state| state.source(name)))
+    }
+
+    async fn update_source(
+        &self,
+        by: &Actor,
+        id: DataSourceId,
+        expected: Version,
+        change: SourceChange,
+    ) -> Result<DataSource, Error> {
+        rules::actor(by)?;
+        rules::source_change(&change)?;
+        self.with(|state| state.update_source(by, id, expected, change))
+    }
+
+    async fn set_credential(
+        &self,
+        by: &Actor,
+        source: DataSourceId,
+        role: Role,
+        slot: CredentialSlot,
+        expected: Option<CredentialVersion>,
+        sealed: SealedText,
+    ) -> Result<CredentialVersion, Error> {
+        rules::actor(by)?;
+        rules::sealed(&sealed)?;
+        self.with(|state| state.set_credential(by, source, role, slot, expected, sealed))
+    }
+
+    async fn create(&self, by: &Actor, tenant: NewTenant) -> Result<Tenant, Error> {
+        rules::actor(by)?;
+        rules::new_tenant(&tenant)?;
+        self.with(|state| state.create(by, tenant))
+    }
+
+    async fn rename(&self, by: &Actor, id: TenantId, expected: Version, slug: Slug) -> Result<Tenant, Error> {
+        self.edit(by, id, expected, Edit::Rename(slug))
+    }
+
+    async fn set_status(
+        &self,
+        by: &Actor,
+        id: TenantId,
+        expected: Version,
+        status: TenantStatus,
+    ) -> Result<Tenant, Error> {
+        self.edit(by, id, expected, Edit::Status(status))
+    }
+
+    async fn place(
+        &self,
+        by: &Actor,
+        id: TenantId,
+        expected: Version,
+        source: DataSourceId,
+        isolation: Isolation,
+    ) -> Result<Tenant, Error> {
+        self.edit(by, id, expected, Edit::Place(source, isolation))
+    }
+
+    async fn set_settings(
+        &self,
+        by: &Actor,
+        id: TenantId,
+        expected: Version,
+        settings: serde_json::Value,
+    ) -> Result<Tenant, Error> {
+        self.edit(by, id, expected, Edit::Settings(&settings))
+    }
+
+    async fn add_domain(
+        &self,
+        by: &Actor,
+        id: TenantId,
+        expected: Version,
+        domain: Domain,
+    ) -> Result<Tenant, Error> {
+        self.edit(by, id, expected, Edit::AddDomain(&domain))
+    }
+
+    async fn remove_domain(
+        &self,
+        by: &Actor,
+        id: TenantId,
+        expected: Version,
+        domain: &Domain,
+    ) -> Result<Tenant, Error> {
+        self.edit(by, id, expected, Edit::RemoveDomain(domain))
+    }
+
+    async fn delete(&self, by: &Actor, id: TenantId, expected: Version) -> Result<Tenant, Error> {
+        self.edit(by, id, expected, Edit::Status(TenantStatus::Deleted))
+    }
+
+    async fn audit(&self, tenant: Option<TenantId>, limit: NonZeroU32) -> Result<Vec<AuditEntry>, Error> {
+        Ok(self.with(|state| state.audit(tenant, limit)))
+    }
+}

@@ -1,0 +1,559 @@
+-- The control plane: who the tenants are, where their rows live, and every change of that.
+--
+-- Whoever changes a tenant, a data source or a credential does so with plain INSERT and UPDATE, from a program or by
+-- hand, inside a transaction at READ COMMITTED that says who and why:
+--
+--     begin;
+--     set local biplane.actor = 'ann';
+--     set local biplane.reason = 'INC-1234';
+--     update biplane_control.tenant set status = 'suspended' where slug = 'acme';
+--     commit;
+--
+-- Triggers do the rest, so that nothing can be forgotten: versions and epochs rise, names are claimed and released,
+-- the audit and the change log get their entries, and what must never be is refused.
+--
+-- SQLSTATEs of our own: BC001 what is never changed this way; BC002 who or why is missing; BC003 a status that cannot
+-- follow; BC004 a deleted tenant; BC005 a counter that would not rise; BC006 a database that is one tenant's alone;
+-- BC007 a transaction above READ COMMITTED; BC008 a prepared credential without one in use.
+
+create table biplane_control.meta (
+    only_row boolean primary key default true check (only_row),
+    -- One life of this control plane. Set another one after restoring a backup.
+    incarnation uuid not null default gen_random_uuid(),
+    -- The highest seq that was ever removed from the change log.
+    pruned_through bigint not null default 0 check (pruned_through >= 0)
+);
+insert into biplane_control.meta default values;
+
+create table biplane_control.data_source (
+    id uuid primary key,
+    name text collate "C" not null constraint data_source_name_key unique,
+    location text not null,
+    cluster text,
+    region text,
+    endpoints jsonb,
+    database text,
+    tls_mode text,
+    tls_ca_pem text,
+    tls_ca_file text,
+    pooler text,
+    max_prepared_statements bigint,
+    pool_min bigint not null default 0,
+    pool_max bigint not null default 10,
+    database_id uuid constraint data_source_database_id_key unique,
+    version bigint not null default 1,
+    constraint data_source_name_form check (name ~ '^[A-Za-z0-9_.-]{1,63}$'),
+    constraint data_source_location check (location in ('environment', 'server', 'memory')),
+    constraint data_source_address check (
+        case when location = 'server'
+            then cluster is not null and endpoints is not null and database is not null
+                and tls_mode is not null and pooler is not null
+            else num_nonnulls(cluster, region, endpoints, database, tls_mode, tls_ca_pem, tls_ca_file, pooler,
+                max_prepared_statements) = 0
+        end),
+    constraint data_source_texts check (cluster <> '' and region <> '' and database <> ''
+        and tls_ca_pem <> '' and tls_ca_file <> ''),
+    constraint data_source_endpoints check (
+        case jsonb_typeof(endpoints)
+            when 'array' then jsonb_array_length(endpoints) >= 1
+                and jsonb_array_length(endpoints) = jsonb_array_length(jsonb_path_query_array(endpoints,
+                    'strict $[*] ? (@.host.type() == "string" && @.host != "" && @.port.type() == "number"
+                        && @.port >= 1 && @.port <= 65535 && @.port.floor() == @.port)'))
+            else endpoints is null
+        end),
+    constraint data_source_tls_mode check (tls_mode in ('disable', 'prefer', 'require', 'verify-ca', 'verify-full')),
+    constraint data_source_tls_ca check (tls_ca_pem is null or tls_ca_file is null),
+    constraint data_source_pooler check (pooler in ('direct', 'session', 'transaction')
+        and (pooler = 'transaction') = (max_prepared_statements is not null)
+        and coalesce(max_prepared_statements between 0 and 4294967295, true)),
+    constraint data_source_pool check (pool_min >= 0 and pool_min <= pool_max and pool_max > 0
+        and pool_max <= 4294967295),
+    constraint data_source_version check (version >= 1)
+);
+
+create table biplane_control.tenant (
+    id uuid primary key,
+    slug text collate "C" not null,
+    domains text[] collate "C" not null default '{}',
+    status text not null default 'provisioning',
+    data_source_id uuid not null constraint tenant_data_source references biplane_control.data_source (id),
+    isolation text not null default 'database',
+    epoch bigint not null default 1,
+    settings jsonb not null default '{}',
+    version bigint not null default 1,
+    constraint tenant_slug_form check (slug ~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'),
+    constraint tenant_status check (status in
+        ('provisioning', 'active', 'read_only', 'suspended', 'migrating', 'archived', 'deleted')),
+    constraint tenant_isolation check (isolation in ('database', 'schema', 'row')),
+    constraint tenant_epoch check (epoch >= 1),
+    constraint tenant_settings_object check (jsonb_typeof(settings) = 'object'),
+    constraint tenant_version check (version >= 1)
+);
+create index tenant_on_data_source on biplane_control.tenant (data_source_id) where status <> 'deleted';
+
+-- One row for each slug and domain that ever named a tenant, kept up by the triggers of `tenant`. A row is free when it
+-- names no tenant; its version rises whenever it changes hands.
+create table biplane_control.tenant_name (
+    kind text not null,
+    name text collate "C" not null,
+    tenant_id uuid constraint tenant_name_tenant references biplane_control.tenant (id),
+    version bigint not null default 1,
+    constraint tenant_name_pkey primary key (kind, name),
+    constraint tenant_name_form check (
+        case kind
+            when 'slug' then name ~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'
+            when 'domain' then length(name) <= 253 and name !~ '\.[0-9]+$'
+                and name ~ '^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'
+            else false
+        end),
+    constraint tenant_name_version check (version >= 1)
+);
+create unique index tenant_name_one_slug on biplane_control.tenant_name (tenant_id) where kind = 'slug';
+
+-- Sealed credentials. A slot is empty when it has no row or `sealed` is null; rows stay, so that no version comes back.
+create table biplane_control.credential (
+    data_source_id uuid not null constraint credential_data_source references biplane_control.data_source (id),
+    role text not null,
+    slot text not null,
+    version bigint not null default 1,
+    sealed text,
+    primary key (data_source_id, role, slot),
+    constraint credential_role check (role in ('app', 'service', 'read_only')),
+    constraint credential_slot check (slot in ('current', 'next')),
+    constraint credential_version check (version >= 1),
+    -- `bp1.<key id>.<base64url of at least 72 bytes>`: a plain password or URL cannot have this form.
+    constraint credential_sealed check (sealed ~ '^bp1\.[0-9a-f]{16}\.[A-Za-z0-9_-]+$'
+        and length(sealed) >= 117 and (length(sealed) - 21) % 4 <> 1)
+);
+
+create table biplane_control.audit (
+    id bigint generated always as identity primary key,
+    at timestamptz not null default clock_timestamp(),
+    actor text not null check (actor <> ''),
+    reason text not null check (reason <> ''),
+    -- The role that logged in, whatever the actor says.
+    session_role text not null default session_user,
+    tenant_id uuid,
+    data_source_id uuid,
+    kinds text[] not null,
+    -- `{"fact": {"before": …, "after": …}}`; credentials as versions only.
+    changed jsonb not null check (jsonb_typeof(changed) = 'object'),
+    constraint audit_subject check (num_nonnulls(tenant_id, data_source_id) = 1)
+);
+create index audit_of_tenant on biplane_control.audit (tenant_id, id) where tenant_id is not null;
+
+create sequence biplane_control.change_seq;
+create table biplane_control.change (
+    seq bigint primary key,
+    tenant_id uuid,
+    data_source_id uuid,
+    kind text not null,
+    at timestamptz not null,
+    constraint change_subject check (num_nonnulls(tenant_id, data_source_id) = 1),
+    constraint change_kind check (kind in
+        ('created', 'names', 'status', 'placement', 'settings', 'address', 'credential', 'deleted'))
+);
+
+-- The processes that route by this control plane. Nothing writes here yet.
+create table biplane_control.instance (
+    id uuid primary key,
+    service text not null check (service <> ''),
+    started_at timestamptz not null default clock_timestamp(),
+    seen_at timestamptz not null default clock_timestamp(),
+    applied_seq bigint not null default 0 check (applied_seq >= 0)
+);
+
+create function biplane_control.refuse() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $function$
+begin
+    raise exception using errcode = 'BC001',
+        message = format('%s of biplane_control.%s is refused', lower(tg_op), tg_table_name),
+        hint = tg_argv[0];
+end
+$function$;
+
+-- The facts that differ between two rows.
+create function biplane_control.differences(before jsonb, after jsonb) returns jsonb
+language sql immutable set search_path = pg_catalog, pg_temp as $function$
+    select coalesce(jsonb_object_agg(key, jsonb_build_object('before', before -> key, 'after', after -> key)), '{}')
+    from jsonb_object_keys(before || after) as key
+    where coalesce(before -> key, 'null') <> coalesce(after -> key, 'null')
+$function$;
+
+-- Writes the audit entry of a change; the change log follows at commit.
+create function biplane_control.record(tenant uuid, source uuid, kinds text[], changed jsonb) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $function$
+declare
+    actor text := current_setting('biplane.actor', true);
+    reason text := current_setting('biplane.reason', true);
+begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception using errcode = 'BC007',
+            message = 'a change of the control plane needs a transaction at READ COMMITTED',
+            hint = 'Its checks must see what others have just committed: begin isolation level read committed.';
+    end if;
+    if coalesce(btrim(actor), '') = '' or coalesce(btrim(reason), '') = '' then
+        raise exception using errcode = 'BC002',
+            message = 'a change of the control plane must say who makes it and why',
+            hint = 'In the same transaction: set local biplane.actor = ''…''; set local biplane.reason = ''…'';';
+    end if;
+    insert into biplane_control.audit (actor, reason, tenant_id, data_source_id, kinds, changed)
+    values (actor, reason, tenant, source, kinds, changed);
+end
+$function$;
+
+-- Fires at commit. The lock is held until the commit is visible, so that the order of seq is the order in which changes
+-- become visible and a reader of "seq > last" skips nothing.
+create function biplane_control.append_change() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
+begin
+    perform pg_advisory_xact_lock(7093274293666998017);
+    insert into biplane_control.change (seq, tenant_id, data_source_id, kind, at)
+    select nextval('biplane_control.change_seq'), new.tenant_id, new.data_source_id, kind, clock_timestamp()
+    from unnest(new.kinds) as kind;
+    return null;
+end
+$function$;
+
+create function biplane_control.tenant_guard() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
+begin
+    new.domains := array(select distinct domain from unnest(new.domains) as domain order by domain);
+    if tg_op = 'INSERT' then
+        if new.status <> 'provisioning' then
+            raise exception using errcode = 'BC003', message = 'a tenant begins as provisioning';
+        end if;
+        if new.version <> 1 or new.epoch <> 1 then
+            raise exception using errcode = 'BC005', message = 'a tenant begins at version 1 and epoch 1';
+        end if;
+        return new;
+    end if;
+    if new.id <> old.id then
+        raise exception using errcode = 'BC001', message = 'the id of a tenant never changes';
+    end if;
+    if new.version < old.version or new.epoch < old.epoch then
+        raise exception using errcode = 'BC005', message = 'versions and epochs only rise';
+    end if;
+    if new.status = 'deleted' and old.status <> 'deleted' then
+        new.domains := '{}';
+    end if;
+    if to_jsonb(new) - 'version' = to_jsonb(old) - 'version' then
+        new.version := old.version;
+        return new;
+    end if;
+    if new.status <> old.status and (old.status, new.status) not in (
+        ('provisioning', 'active'), ('provisioning', 'deleted'),
+        ('active', 'read_only'), ('active', 'suspended'), ('active', 'migrating'), ('active', 'archived'),
+        ('read_only', 'active'), ('read_only', 'suspended'), ('read_only', 'archived'),
+        ('suspended', 'active'), ('suspended', 'read_only'), ('suspended', 'archived'),
+        ('migrating', 'active'),
+        ('archived', 'active'), ('archived', 'deleted')
+    ) then
+        raise exception using errcode = 'BC003',
+            message = format('a tenant cannot go from %s to %s', old.status, new.status);
+    end if;
+    if old.status = 'deleted' then
+        raise exception using errcode = 'BC004', message = 'a deleted tenant stays as it is';
+    end if;
+    if (new.data_source_id, new.isolation) <> (old.data_source_id, old.isolation) and new.epoch = old.epoch then
+        new.epoch := old.epoch + 1;
+    end if;
+    new.version := greatest(new.version, old.version + 1);
+    return new;
+end
+$function$;
+
+-- Waits for whoever else places a tenant on this data source, then looks. Two Database tenants, or one beside others,
+-- would read each other's rows.
+create function biplane_control.check_exclusive(tenant uuid, source uuid, mode text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $function$
+begin
+    perform 1 from biplane_control.data_source where id = source for no key update;
+    if exists (
+        select from biplane_control.tenant as other
+        where other.data_source_id = source and other.id <> tenant and other.status <> 'deleted'
+            and (mode = 'database' or other.isolation = 'database')
+    ) then
+        raise exception using errcode = 'BC006',
+            message = 'a database that is one tenant''s alone cannot hold a second one',
+            hint = 'Place the tenant on another data source, or delete the one that has this database first.';
+    end if;
+end
+$function$;
+
+create function biplane_control.move_names(tenant uuid, kind_of text, before text[], after text[]) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $function$
+declare
+    wanted text;
+begin
+    -- All rows are locked in one order first, so that two tenants exchanging names do not wait for each other.
+    perform 1 from biplane_control.tenant_name
+    where kind = kind_of and name = any (before || after) order by name for update;
+    update biplane_control.tenant_name set tenant_id = null
+    where kind = kind_of and name = any (before) and name <> all (after) and tenant_id = tenant;
+    for wanted in select name from unnest(after) as name where name <> all (before) order by name loop
+        insert into biplane_control.tenant_name as taken (kind, name, tenant_id) values (kind_of, wanted, tenant)
+        on conflict (kind, name) do update set tenant_id = excluded.tenant_id where taken.tenant_id is null;
+        if not found then
+            raise exception using errcode = 'unique_violation', constraint = 'tenant_name_owner',
+                message = format('the %s %s belongs to another tenant', kind_of, wanted);
+        end if;
+    end loop;
+end
+$function$;
+
+create function biplane_control.tenant_changed() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
+declare
+    before jsonb := '{}';
+    changed jsonb;
+    kinds text[] := '{}';
+begin
+    if tg_op = 'UPDATE' then
+        before := to_jsonb(old) - 'id' - 'version';
+    end if;
+    changed := biplane_control.differences(before, to_jsonb(new) - 'id' - 'version');
+    if changed = '{}' then
+        return null;
+    end if;
+    if tg_op = 'INSERT' then
+        kinds := '{created}';
+        perform biplane_control.move_names(new.id, 'slug', '{}', array[new.slug]);
+        perform biplane_control.move_names(new.id, 'domain', '{}', new.domains);
+    else
+        perform biplane_control.move_names(new.id, 'slug', array[old.slug], array[new.slug])
+        where changed ? 'slug';
+        perform biplane_control.move_names(new.id, 'domain', old.domains, new.domains)
+        where changed ? 'domains';
+        kinds := array_remove(array[
+            case when changed ?| '{slug,domains}' then 'names' end,
+            case when changed ? 'status' then case new.status when 'deleted' then 'deleted' else 'status' end end,
+            case when changed ?| '{data_source_id,isolation,epoch}' then 'placement' end,
+            case when changed ? 'settings' then 'settings' end], null);
+    end if;
+    if changed ?| '{data_source_id,isolation}' then
+        perform biplane_control.check_exclusive(new.id, new.data_source_id, new.isolation);
+    end if;
+    perform biplane_control.record(new.id, null, kinds, changed);
+    return null;
+end
+$function$;
+
+create function biplane_control.name_guard() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $function$
+begin
+    if pg_trigger_depth() < 2 then
+        raise exception using errcode = 'BC001',
+            message = 'names are written by the triggers of biplane_control.tenant alone',
+            hint = 'Change slug or domains of the tenant.';
+    end if;
+    if tg_op = 'INSERT' then
+        new.version := 1;
+    elsif (new.kind, new.name) <> (old.kind, old.name)
+        or (old.tenant_id is not null and new.tenant_id is not null and new.tenant_id <> old.tenant_id) then
+        raise exception using errcode = 'BC001', message = 'a name changes hands only by being free in between';
+    else
+        new.version := old.version + (new.tenant_id is distinct from old.tenant_id)::int;
+    end if;
+    return new;
+end
+$function$;
+
+create function biplane_control.data_source_guard() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
+begin
+    if tg_op = 'INSERT' then
+        if new.version <> 1 then
+            raise exception using errcode = 'BC005', message = 'a data source begins at version 1';
+        end if;
+        return new;
+    end if;
+    if new.id <> old.id then
+        raise exception using errcode = 'BC001', message = 'the id of a data source never changes';
+    end if;
+    if new.version < old.version then
+        raise exception using errcode = 'BC005', message = 'versions only rise';
+    end if;
+    if to_jsonb(new) - 'version' <> to_jsonb(old) - 'version' then
+        new.version := greatest(new.version, old.version + 1);
+    elsif pg_trigger_depth() < 2 then
+        -- A change of its credentials comes from their trigger and raises the version alone; by hand it means nothing.
+        new.version := old.version;
+    end if;
+    return new;
+end
+$function$;
+
+create function biplane_control.data_source_changed() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
+declare
+    before jsonb := '{}';
+    changed jsonb;
+begin
+    if tg_op = 'UPDATE' then
+        before := to_jsonb(old) - 'id' - 'version';
+    end if;
+    changed := biplane_control.differences(before, to_jsonb(new) - 'id' - 'version');
+    if changed <> '{}' then
+        perform biplane_control.record(null, new.id,
+            array[case tg_op when 'INSERT' then 'created' else 'address' end], changed);
+    end if;
+    return null;
+end
+$function$;
+
+create function biplane_control.credential_guard() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
+declare
+    highest bigint;
+begin
+    -- Looked at here, because a CHECK that fails prints the row, and with it whatever stands in for the sealed value.
+    if not (new.sealed ~ '^bp1\.[0-9a-f]{16}\.[A-Za-z0-9_-]+$'
+        and length(new.sealed) >= 117 and (length(new.sealed) - 21) % 4 <> 1) then
+        raise exception using errcode = 'check_violation', constraint = 'credential_sealed',
+            message = 'a credential is stored sealed, and this value is not';
+    end if;
+    -- Whoever changes credentials of one data source waits here, so that no version is given twice.
+    perform 1 from biplane_control.data_source where id = new.data_source_id for no key update;
+    select coalesce(max(version), 0) into highest from biplane_control.credential
+    where data_source_id = new.data_source_id and role = new.role;
+    if tg_op = 'INSERT' then
+        new.version := greatest(new.version, highest + 1);
+        return new;
+    end if;
+    if (new.data_source_id, new.role, new.slot) <> (old.data_source_id, old.role, old.slot) then
+        raise exception using errcode = 'BC001', message = 'a credential stays with its data source, role and slot';
+    end if;
+    if new.version < old.version then
+        raise exception using errcode = 'BC005', message = 'versions only rise';
+    end if;
+    if new.sealed is distinct from old.sealed or new.version > old.version then
+        new.version := greatest(new.version, highest + 1);
+    end if;
+    return new;
+end
+$function$;
+
+create function biplane_control.credential_changed() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
+declare
+    before bigint;
+    after bigint;
+begin
+    if tg_op = 'UPDATE' then
+        if new.version = old.version then
+            return null;
+        end if;
+        before := case when old.sealed is not null then old.version end;
+    end if;
+    after := case when new.sealed is not null then new.version end;
+    if exists (
+        select from biplane_control.credential as prepared
+        where prepared.data_source_id = new.data_source_id and prepared.role = new.role
+            and prepared.slot = 'next' and prepared.sealed is not null
+            and not exists (
+                select from biplane_control.credential as used
+                where used.data_source_id = new.data_source_id and used.role = new.role
+                    and used.slot = 'current' and used.sealed is not null)
+    ) then
+        raise exception using errcode = 'BC008', message = 'a next credential needs a current one';
+    end if;
+    update biplane_control.data_source set version = version + 1 where id = new.data_source_id;
+    perform biplane_control.record(null, new.data_source_id, '{credential}', jsonb_build_object(
+        format('credential.%s.%s', new.role, new.slot), jsonb_build_object('before', before, 'after', after)));
+    return null;
+end
+$function$;
+
+create function biplane_control.change_guard() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $function$
+begin
+    if pg_trigger_depth() < 2 then
+        raise exception using errcode = 'BC001', message = 'the change log is written at commit, by trigger alone';
+    end if;
+    return new;
+end
+$function$;
+
+-- Whoever removes history, its readers are told.
+create function biplane_control.change_pruned() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
+begin
+    update biplane_control.meta
+    set pruned_through = greatest(pruned_through, (select max(seq) from gone))
+    where exists (select from gone);
+    return null;
+end
+$function$;
+
+create function biplane_control.meta_guard() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $function$
+begin
+    if new.pruned_through < old.pruned_through then
+        raise exception using errcode = 'BC005', message = 'pruned_through only rises';
+    end if;
+    return new;
+end
+$function$;
+
+-- Removes the changes that are older than `keep`; returns how many.
+create function biplane_control.prune_changes(keep interval) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
+declare
+    removed bigint;
+begin
+    delete from biplane_control.change
+    where seq <= (select max(seq) from biplane_control.change where at <= clock_timestamp() - keep);
+    get diagnostics removed = row_count;
+    return removed;
+end
+$function$;
+
+create trigger tenant_guard before insert or update on biplane_control.tenant
+    for each row execute function biplane_control.tenant_guard();
+create trigger tenant_changed after insert or update on biplane_control.tenant
+    for each row execute function biplane_control.tenant_changed();
+create trigger tenant_stays before delete or truncate on biplane_control.tenant
+    for each statement execute function biplane_control.refuse('Set its status to deleted.');
+create trigger name_guard before insert or update on biplane_control.tenant_name
+    for each row execute function biplane_control.name_guard();
+create trigger name_stays before delete or truncate on biplane_control.tenant_name
+    for each statement execute function biplane_control.refuse('Change slug or domains of the tenant.');
+create trigger data_source_guard before insert or update on biplane_control.data_source
+    for each row execute function biplane_control.data_source_guard();
+create trigger data_source_changed after insert or update on biplane_control.data_source
+    for each row execute function biplane_control.data_source_changed();
+create trigger data_source_stays before delete or truncate on biplane_control.data_source
+    for each statement execute function biplane_control.refuse('A data source without tenants does no harm.');
+create trigger credential_guard before insert or update on biplane_control.credential
+    for each row execute function biplane_control.credential_guard();
+create trigger credential_changed after insert or update on biplane_control.credential
+    for each row execute function biplane_control.credential_changed();
+create trigger credential_stays before delete or truncate on biplane_control.credential
+    for each statement execute function biplane_control.refuse('Set sealed to null to empty the slot.');
+create trigger audit_stays before update or delete or truncate on biplane_control.audit
+    for each statement execute function biplane_control.refuse('The audit is only ever appended to.');
+create constraint trigger audit_appends_change after insert on biplane_control.audit
+    deferrable initially deferred for each row execute function biplane_control.append_change();
+create trigger change_guard before insert on biplane_control.change
+    for each row execute function biplane_control.change_guard();
+create trigger change_stays before update or truncate on biplane_control.change
+    for each statement execute function biplane_control.refuse('Remove old changes with prune_changes.');
+create trigger change_pruned after delete on biplane_control.change
+    referencing old table as gone for each statement execute function biplane_control.change_pruned();
+create trigger meta_guard before update on biplane_control.meta
+    for each row execute function biplane_control.meta_guard();
+create trigger meta_stays before delete or truncate on biplane_control.meta
+    for each statement execute function biplane_control.refuse('Uninstall the schema instead.');
+
+revoke all on all tables in schema biplane_control from public;
+revoke all on all sequences in schema biplane_control from public;
+revoke all on all functions in schema biplane_control from public;
+
+-- The data source whose address comes from the environment of each process.
+select set_config('biplane.actor', 'biplane', true), set_config('biplane.reason', 'installation', true);
+insert into biplane_control.data_source (id, name, location)
+values ('b1b10000-0000-8000-8000-000000000001', 'default', 'environment');
+set constraints all immediate;
+set constraints all deferred;
+select set_config('biplane.actor', '', true), set_config('biplane.reason', '', true);

@@ -1,0 +1,230 @@
+//! What a [`ChangeLog`](crate::repository::ChangeLog) must do while one writer works at a time.
+
+use std::sync::Arc;
+
+use super::{
+    Backend,
+    support::{World, at_most, by, domain, new_tenant, sealed, slug},
+    writing::Write,
+};
+use crate::{
+    repository::{Change, ChangeKind, ChangeLog, CredentialSlot, SourceChange, Subject},
+    tenant::{PoolSettings, Role, Seq, TenantStatus, Version},
+};
+
+/// Each change appends an entry of its kind about its subject, in the order of the commits.
+pub async fn each_change_is_logged_by_kind(backend: &dyn Backend) {
+    let world = World::of(backend);
+    let mut log = Log::at_the_end(backend).await;
+    let east = world.source("east").await;
+    log.expect(Subject::Source(east), &[ChangeKind::Created]).await;
+    let west = world.source("west").await;
+    log.expect(Subject::Source(west), &[ChangeKind::Created]).await;
+    let acme = world.tenant("acme", east).await;
+    let subject = Subject::Tenant(acme.id);
+    log.expect(subject, &[ChangeKind::Created]).await;
+    let mut acme = world.bring(acme, TenantStatus::Active).await;
+    log.expect(subject, &[ChangeKind::Status]).await;
+    for write in Write::ALL {
+        acme = write
+            .of(&world, &by(), acme.id, acme.version, west)
+            .await
+            .unwrap_or_else(|error| panic!("{write:?} is accepted: {error}"));
+        let kind = match write {
+            Write::Rename | Write::AddDomain | Write::RemoveDomain => ChangeKind::Names,
+            Write::Settings => ChangeKind::Settings,
+            Write::Place => ChangeKind::Placement,
+            Write::Status => ChangeKind::Status,
+        };
+        log.expect(subject, &[kind]).await;
+    }
+    let mut change = SourceChange::default();
+    change.pool = Some(PoolSettings::new(1, 2).expect("1 is at most 2"));
+    world
+        .admin
+        .update_source(&by(), east, Version::FIRST, change)
+        .await
+        .expect("the change is accepted");
+    log.expect(Subject::Source(east), &[ChangeKind::Address]).await;
+    world
+        .admin
+        .set_credential(&by(), east, Role::App, CredentialSlot::Current, None, sealed('a'))
+        .await
+        .expect("a sealed value is accepted");
+    log.expect(Subject::Source(east), &[ChangeKind::Credential])
+        .await;
+}
+
+/// Deletion is logged as such.
+pub async fn deletion_is_logged(backend: &dyn Backend) {
+    let world = World::of(backend);
+    let east = world.source("east").await;
+    let mut new = new_tenant("acme", east);
+    new.domains = vec![domain("a.example")];
+    let acme = world
+        .admin
+        .create(&by(), new)
+        .await
+        .expect("a new tenant is accepted");
+    let mut log = Log::at_the_end(backend).await;
+    world
+        .admin
+        .delete(&by(), acme.id, acme.version)
+        .await
+        .expect("a tenant that is being provisioned can be deleted");
+    let changes = log.next().await;
+    assert!(changes.iter().all(|change| change.subject == Subject::Tenant(acme.id)));
+    assert!(changes.iter().any(|change| change.kind == ChangeKind::Deleted));
+}
+
+/// A change that was acknowledged is in the log when the call returns, and the head is its position.
+pub async fn the_head_is_the_last_change(backend: &dyn Backend) {
+    let world = World::of(backend);
+    let mut last = backend.changes().head().await.expect("it answers");
+    for n in 0..5 {
+        world.source(&format!("source-{n}")).await;
+        let head = backend.changes().head().await.expect("it answers");
+        assert!(head.seq > last.seq);
+        assert_eq!(head.incarnation, last.incarnation);
+        let changes = backend
+            .changes()
+            .since(last.seq, at_most(100))
+            .await
+            .expect("it answers");
+        assert_eq!(changes.head, head);
+        assert_eq!(changes.changes.last().map(|change| change.seq), Some(head.seq));
+        last = head;
+    }
+}
+
+/// After the last change there is nothing, and that is not a truncation.
+pub async fn nothing_comes_after_the_head(backend: &dyn Backend) {
+    let world = World::of(backend);
+    world.source("east").await;
+    let head = backend.changes().head().await.expect("it answers");
+    for after in [head.seq, head.seq.next(), Seq::new(u64::MAX)] {
+        let changes = backend
+            .changes()
+            .since(after, at_most(100))
+            .await
+            .expect("it answers");
+        assert!(changes.changes.is_empty() && !changes.truncated);
+        assert_eq!(changes.head, head);
+    }
+}
+
+/// A limit cuts the newest, not the oldest: page after page gives every change once, in order.
+pub async fn pages_give_every_change_in_order(backend: &dyn Backend) {
+    let world = World::of(backend);
+    let start = backend.changes().head().await.expect("it answers").seq;
+    for n in 0..7 {
+        world.source(&format!("source-{n}")).await;
+    }
+    let whole = backend
+        .changes()
+        .since(start, at_most(100))
+        .await
+        .expect("it answers")
+        .changes;
+    assert_eq!(whole.len(), 7);
+    assert!(whole.windows(2).all(|pair| pair[0].seq < pair[1].seq));
+    for size in 1..=8 {
+        let mut seen = Vec::new();
+        let mut after = start;
+        loop {
+            let page = backend
+                .changes()
+                .since(after, at_most(size))
+                .await
+                .expect("it answers")
+                .changes;
+            assert!(page.len() <= size as usize);
+            let Some(last) = page.last() else { break };
+            after = last.seq;
+            seen.extend(page);
+        }
+        assert_eq!(seen, whole, "pages of {size}");
+    }
+}
+
+/// A write that is refused leaves nothing in the log.
+pub async fn a_refused_write_is_not_logged(backend: &dyn Backend) {
+    let world = World::of(backend);
+    let east = world.source("east").await;
+    let acme = world.tenant("acme", east).await;
+    world.tenant("other", east).await;
+    let mut log = Log::at_the_end(backend).await;
+    let renamed = world
+        .admin
+        .rename(&by(), acme.id, acme.version, slug("other"))
+        .await;
+    renamed.expect_err("the slug is taken");
+    let created = world.admin.create(&by(), new_tenant("acme", east)).await;
+    created.expect_err("the slug is taken");
+    let archived = world
+        .admin
+        .set_status(&by(), acme.id, acme.version, TenantStatus::Archived)
+        .await;
+    archived.expect_err("it is not an edge");
+    assert_eq!(log.next().await, []);
+}
+
+/// A reader whose position was pruned is told; one that had seen everything is not.
+pub async fn a_reader_that_fell_behind_is_told(backend: &dyn Backend) {
+    let world = World::of(backend);
+    let start = backend.changes().head().await.expect("it answers").seq;
+    world.source("east").await;
+    let middle = backend.changes().head().await.expect("it answers");
+    let log = backend.changes();
+    let behind = log.since(start, at_most(100)).await.expect("it answers");
+    assert!(!behind.truncated, "nothing was pruned yet");
+    backend.prune().await;
+    let behind = log.since(start, at_most(100)).await.expect("it answers");
+    assert!(behind.truncated);
+    assert_eq!(behind.changes, []);
+    let current = log.since(middle.seq, at_most(100)).await.expect("it answers");
+    assert!(!current.truncated);
+    assert_eq!(log.head().await.expect("it answers"), middle, "the head stays");
+    world.source("west").await;
+    let current = log.since(middle.seq, at_most(100)).await.expect("it answers");
+    assert!(!current.truncated);
+    assert_eq!(current.changes.len(), 1);
+    assert!(current.changes[0].seq > middle.seq);
+    let behind = log.since(start, at_most(100)).await.expect("it answers");
+    assert!(behind.truncated && behind.changes == current.changes);
+}
+
+struct Log {
+    changes: Arc<dyn ChangeLog>,
+    seen: Seq,
+}
+
+impl Log {
+    async fn at_the_end(backend: &dyn Backend) -> Self {
+        let changes = backend.changes();
+        let seen = changes.head().await.expect("it answers").seq;
+        Self { changes, seen }
+    }
+
+    async fn next(&mut self) -> Vec<Change> {
+        let changes = self
+            .changes
+            .since(self.seen, at_most(100))
+            .await
+            .expect("it answers");
+        assert!(!changes.truncated);
+        self.seen = changes.head.seq;
+        changes.changes
+    }
+
+    async fn expect(&mut self, subject: Subject, kinds: &[ChangeKind]) {
+        let got: Vec<_> = self
+            .next()
+            .await
+            .iter()
+            .map(|change| (change.subject, change.kind))
+            .collect();
+        let expected: Vec<_> = kinds.iter().map(|kind| (subject, *kind)).collect();
+        assert_eq!(got, expected);
+    }
+}

@@ -1,0 +1,72 @@
+//! What every control plane must do, as tests that you run on yours.
+//!
+//! A backend of the traits in [`repository`](crate::repository) is right when it passes these. There is one function
+//! for each behaviour, and a macro that makes one `#[tokio::test]` of each:
+//!
+//! - [`reading_conformance!`](crate::reading_conformance) for a [`TenantRepository`] over tables of your own;
+//!   implement [`ReadBackend`].
+//! - [`repository_conformance!`](crate::repository_conformance) for a whole control plane that also writes and keeps a
+//!   change log; implement [`Backend`] as well.
+//!
+//! ```
+//! # use std::sync::Arc;
+//! use biplane::{
+//!     repository::{ChangeLog, MemoryControl, TenantAdmin, TenantRepository},
+//!     tenant::{TenantId, TenantRecord},
+//!     testing::conformance::{Backend, ReadBackend, async_trait, seed_through},
+//! };
+//!
+//! #[derive(Debug)]
+//! struct Memory(MemoryControl);
+//!
+//! #[async_trait]
+//! impl ReadBackend for Memory {
+//!     fn tenants(&self) -> Arc<dyn TenantRepository> {
+//!         Arc::new(self.0.clone())
+//!     }
+//!     async fn seed(&self, tenants: &[TenantRecord]) {
+//!         seed_through(&self.0, tenants).await;
+//!     }
+//!     async fn spoil(&self, tenant: TenantId) {
+//!         self.0.corrupt(tenant).expect("the tenant was seeded");
+//!     }
+//! }
+//!
+//! #[async_trait]
+//! impl Backend for Memory {
+//!     fn admin(&self) -> Arc<dyn TenantAdmin> {
+//!         Arc::new(self.0.clone())
+//!     }
+//!     fn changes(&self) -> Arc<dyn ChangeLog> {
+//!         Arc::new(self.0.clone())
+//!     }
+//!     async fn prune(&self) {
+//!         self.0.prune_changes(std::time::Duration::ZERO);
+//!     }
+//! }
+//!
+//! async fn start() -> Memory {
+//!     Memory(MemoryControl::new())
+//! }
+//!
+//! biplane::repository_conformance!(memory, start);
+//! # fn main() {}
+//! ```
+//!
+//! # Panics
+//! A behaviour that does not hold panics with what was expected, as tests do.
+
+mod backend;
+pub mod changes;
+pub mod concurrency;
+pub mod credentials;
+mod list;
+pub mod names;
+pub mod reading;
+pub mod sources;
+mod support;
+pub mod writing;
+
+pub use async_trait::async_trait;
+pub use backend::{Backend, ReadBackend, seed_through};
+pub use support::{example_tenants, within_a_minute};

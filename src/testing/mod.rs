@@ -1,0 +1,19 @@
+//! What biplane's own tests use, and yours may: throwaway Postgres servers, conformance suites, faults on demand, and
+//! waiting without sleeping for luck.
+//!
+//! With the features `testing` and `postgres`, ideally in `[dev-dependencies]` alone:
+//!
+//! - [`conformance`]: what every backend of the repository traits must do, as tests that you run on yours.
+//! - [`faulty`]: a repository that fails when a test tells it to.
+//! - [`postgres`] (feature `postgres`): Postgres clusters and PgBouncers that a test starts for itself, stops,
+//!   kills and starts again, and that are gone with their files when the test is over, however it ends.
+//! - [`wait`]: wait for a condition, with a deadline.
+//!
+//! Without a Postgres server on the machine such tests fail and say what to install. None is skipped: a test that
+//! did not run has not passed.
+
+pub mod conformance;
+pub mod faulty;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+pub mod wait;
