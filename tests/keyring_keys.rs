@@ -1,4 +1,8 @@
 //! Loading keys: what is accepted, and that everything else is refused with an error of its own.
+#![expect(
+    clippy::unwrap_used,
+    reason = "what cannot fail here should say so where it does"
+)]
 
 use std::{
     env,
