@@ -1,5 +1,6 @@
 //! What users of the throwaway servers rely on.
 
+#![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 #![expect(
     clippy::print_stdout,

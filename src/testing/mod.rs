@@ -2,13 +2,13 @@
 //!
 //! With the features `testing` and `postgres`, ideally in `[dev-dependencies]` alone:
 //!
-//! - [`postgres`] (feature `postgres`): Postgres clusters and PgBouncers that a test starts for itself, stops,
+//! - `postgres` (feature `postgres`, Unix alone): Postgres clusters and PgBouncers that a test starts for itself, stops,
 //!   kills and starts again, and that are gone with their files when the test is over, however it ends.
 //! - [`wait`]: wait for a condition, with a deadline.
 //!
 //! Without a Postgres server on the machine such tests fail and say what to install. None is skipped: a test that
 //! did not run has not passed.
 
-#[cfg(feature = "postgres")]
+#[cfg(all(feature = "postgres", unix))]
 pub mod postgres;
 pub mod wait;
