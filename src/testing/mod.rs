@@ -5,7 +5,7 @@
 //!
 //! - [`conformance`]: what every backend of the repository traits must do, as tests that you run on yours.
 //! - [`faulty`]: a repository that fails when a test tells it to.
-//! - [`postgres`] (feature `postgres`): Postgres clusters and PgBouncers that a test starts for itself, stops,
+//! - `postgres` (feature `postgres`, Unix alone): Postgres clusters and PgBouncers that a test starts for itself, stops,
 //!   kills and starts again, and that are gone with their files when the test is over, however it ends.
 //! - [`wait`]: wait for a condition, with a deadline.
 //!
@@ -14,6 +14,6 @@
 
 pub mod conformance;
 pub mod faulty;
-#[cfg(feature = "postgres")]
+#[cfg(all(feature = "postgres", unix))]
 pub mod postgres;
 pub mod wait;
