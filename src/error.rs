@@ -73,6 +73,8 @@ pub enum ErrorKind {
     },
     /// The transaction had already failed; nothing was committed.
     TransactionAborted,
+    /// Another transaction changed the same data first.
+    TransactionConflict,
     /// Somebody else changed the record first.
     VersionConflict,
     /// The name or id is taken.
@@ -176,6 +178,7 @@ impl ErrorKind {
             Self::TransactionAborted => {
                 "the transaction had already failed, nothing was committed; run it again"
             }
+            Self::TransactionConflict => "another transaction changed the same data first; run it again",
             Self::VersionConflict => "somebody changed the record first; read it again and decide anew",
             Self::AlreadyExists => "the name or id is taken; choose another",
             Self::ForbiddenTransition { .. } => "the status cannot change this way",

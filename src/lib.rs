@@ -1,6 +1,7 @@
 //! Ask for a tenant, get a handle on that tenant's database, and never on anybody else's.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod connector;
 pub mod error;
 pub mod keyring;
 #[cfg(feature = "postgres")]
@@ -8,7 +9,11 @@ pub mod plane;
 #[cfg(feature = "postgres")]
 pub mod pool;
 pub mod repository;
+pub mod router;
 pub mod secret;
+pub mod settings;
 pub mod tenant;
+
+pub use router::{Biplane, TenantRouter};
 #[cfg(feature = "testing")]
 pub mod testing;

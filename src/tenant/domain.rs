@@ -1,10 +1,18 @@
 //! Custom domains.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, net::Ipv6Addr, str::FromStr, sync::Arc};
 
+use idna::{
+    AsciiDenyList,
+    uts46::{DnsLength, Hyphens, Uts46},
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A custom domain in its ASCII form (IDNA 2008 by UTS 46), lower case, without port and trailing dot.
+/// A custom domain in its ASCII form (UTS 46, non-transitional), lower case, without port and trailing dot.
+///
+/// Two spellings of one name become one value, so that a lookup needs no further folding. Hyphens in the third and
+/// fourth place are let through outside `xn--` labels, because hosts in use have them; underscores are not, because
+/// no host name may have them (RFC 1123).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Domain(Arc<str>);
 
@@ -15,7 +23,7 @@ pub enum DomainError {
     /// Nothing there.
     #[error("a domain has at least one character")]
     Empty,
-    /// More than 253 characters in ASCII form.
+    /// More than [`Domain::MAX_LEN`] characters in ASCII form.
     #[error("a domain has at most 253 characters in its ASCII form")]
     TooLong,
     /// What follows the colon is not a port.
@@ -24,7 +32,7 @@ pub enum DomainError {
     /// Only one label, such as `localhost`.
     #[error("a domain has at least two labels, such as shop.example")]
     SingleLabel,
-    /// An IP address.
+    /// An IP address, in any form that a browser would take for one.
     #[error("a domain is a name, not an IP address")]
     IpAddress,
     /// A label that is empty, over 63 characters, or has a character or hyphen where none may be.
@@ -36,6 +44,9 @@ pub enum DomainError {
 }
 
 impl Domain {
+    /// The longest domain in ASCII form, in characters (RFC 1035, written without the trailing dot).
+    pub const MAX_LEN: usize = 253;
+
     /// Parses a domain, or the `Host` header that names one: folds case, converts to ASCII, and drops a port and
     /// one trailing dot.
     ///
@@ -45,31 +56,38 @@ impl Domain {
         if text.is_empty() {
             return Err(DomainError::Empty);
         }
-        let host = without_port(text)?;
-        let host = host.strip_suffix('.').unwrap_or(host);
-        if host.is_empty() {
-            return Err(DomainError::Empty);
-        }
-        let ascii = idna::domain_to_ascii_strict(host).map_err(|_| DomainError::Idna)?;
-        if ascii.len() > 253 {
+        if text.len() > MAX_INPUT {
             return Err(DomainError::TooLong);
         }
-        let mut labels = 0;
-        for label in ascii.split('.') {
-            check_label(label)?;
-            labels += 1;
+        let host = without_port(text)?;
+        let ascii = Uts46::new()
+            .to_ascii(
+                host.as_bytes(),
+                AsciiDenyList::STD3,
+                Hyphens::CheckFirstLast,
+                // Lengths are checked below, where each has an error of its own.
+                DnsLength::Ignore,
+            )
+            .map_err(|_| broken_rule(host))?;
+        // The dot goes after the conversion, which turns the full stops of other scripts into dots.
+        let name = ascii.strip_suffix('.').unwrap_or(&ascii);
+        if name.is_empty() {
+            return Err(DomainError::Empty);
         }
-        if labels < 2 {
-            return Err(DomainError::SingleLabel);
+        if name.len() > Self::MAX_LEN {
+            return Err(DomainError::TooLong);
         }
-        if ascii
-            .rsplit('.')
-            .next()
-            .is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()))
-        {
+        if !name.split('.').all(is_label) {
+            return Err(DomainError::Label);
+        }
+        let (_, last) = name.rsplit_once('.').unwrap_or(("", name));
+        if is_number(last) {
             return Err(DomainError::IpAddress);
         }
-        Ok(Self(ascii.into()))
+        if last.len() == name.len() {
+            return Err(DomainError::SingleLabel);
+        }
+        Ok(Self(name.into()))
     }
 
     /// The text in ASCII form.
@@ -79,23 +97,56 @@ impl Domain {
     }
 }
 
+/// What is longer in UTF-8 is not converted at all: the longest domain takes four bytes a character, a dot and a port,
+/// and the conversion of a label takes time that grows faster than its length.
+const MAX_INPUT: usize = 4 * Domain::MAX_LEN + 1 + ":65535".len();
+
 fn without_port(text: &str) -> Result<&str, DomainError> {
+    if text.starts_with('[') {
+        return Err(DomainError::IpAddress);
+    }
     let Some((host, port)) = text.split_once(':') else {
         return Ok(text);
     };
+    let address = text.split('%').next().unwrap_or(text);
+    if port.contains(':') && address.parse::<Ipv6Addr>().is_ok() {
+        return Err(DomainError::IpAddress);
+    }
     match port.parse::<u16>() {
         Ok(1..) if port.bytes().all(|b| b.is_ascii_digit()) => Ok(host),
         _ => Err(DomainError::Port),
     }
 }
 
-fn check_label(label: &str) -> Result<(), DomainError> {
+/// Tells, for a host that the conversion refused, whether a plain rule was broken or one of IDNA's.
+fn broken_rule(host: &str) -> DomainError {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || !c.is_ascii();
+    let well_formed = |label: &str| {
+        !label.is_empty() && label.chars().all(plain) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    if host.split('.').all(well_formed) {
+        DomainError::Idna
+    } else {
+        DomainError::Label
+    }
+}
+
+fn is_label(label: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    let ok = (1..=63).contains(&label.len())
+    (1..=63).contains(&label.len())
         && label.bytes().all(inner)
         && !label.starts_with('-')
-        && !label.ends_with('-');
-    if ok { Ok(()) } else { Err(DomainError::Label) }
+        && !label.ends_with('-')
+}
+
+/// Whether a last label makes the whole an IPv4 address to a browser (WHATWG URL, "ends in a number"). No top-level
+/// domain is a number.
+fn is_number(label: &str) -> bool {
+    label.bytes().all(|b| b.is_ascii_digit())
+        || label
+            .strip_prefix("0x")
+            .is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 impl FromStr for Domain {

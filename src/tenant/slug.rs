@@ -10,7 +10,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A tenant's short name: a DNS label (RFC 1123), 1 to 63 of `a`–`z`, `0`–`9` and `-`, with no `-` at either end.
 ///
-/// It is inline and `Copy`, so that a lookup by slug never allocates. Upper case is folded when parsing.
+/// It is inline and `Copy`, so that a lookup by slug never allocates. Upper case is folded when parsing. A name that is
+/// known when the program is written can be checked then:
+///
+/// ```
+/// use biplane::tenant::Slug;
+///
+/// const ACME: Slug = match Slug::parse("acme") {
+///     Ok(slug) => slug,
+///     Err(_) => panic!("acme is a slug"),
+/// };
+/// assert_eq!(ACME.as_str(), "acme");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Slug {
     len: u8,
@@ -48,12 +59,11 @@ impl Slug {
         if input.is_empty() {
             return Err(SlugError::Empty);
         }
-        if input.len() > Self::MAX_LEN {
-            return Err(SlugError::TooLong);
-        }
         let mut bytes = [0; Self::MAX_LEN];
         let mut i = 0;
-        while i < input.len() {
+        // Characters come before the length, so that a short name in another script is not called too long for the
+        // bytes of its encoding.
+        while i < input.len() && i < Self::MAX_LEN {
             let byte = input[i].to_ascii_lowercase();
             if !matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-') {
                 return Err(SlugError::Character);
@@ -61,13 +71,13 @@ impl Slug {
             bytes[i] = byte;
             i += 1;
         }
-        if bytes[0] == b'-' || bytes[input.len() - 1] == b'-' {
+        if i < input.len() {
+            return Err(SlugError::TooLong);
+        }
+        if bytes[0] == b'-' || bytes[i - 1] == b'-' {
             return Err(SlugError::Hyphen);
         }
-        Ok(Self {
-            len: input.len() as u8,
-            bytes,
-        })
+        Ok(Self { len: i as u8, bytes })
     }
 
     /// The text, in lower case.

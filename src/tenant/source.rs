@@ -127,7 +127,7 @@ impl fmt::Display for Endpoint {
 pub struct Tls {
     /// What is demanded.
     pub mode: TlsMode,
-    /// Certificate authorities to trust instead of the ones that the TLS stack brings.
+    /// Certificate authorities to trust besides the ones that the TLS stack brings, which sqlx cannot leave out.
     pub ca: Option<CaCertificate>,
 }
 

@@ -1,0 +1,223 @@
+//! From a route to a handle.
+//!
+//! A [`Connector`] makes the handle that a router gives out, once per route and without I/O. The handle finds its
+//! database through a [`TenantRoute`], which asks the router anew at every use: a handle that is kept does not keep an
+//! old route alive.
+
+pub mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+
+use std::{
+    fmt::{self, Debug},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+
+use crate::{
+    error::{Error, ErrorKind},
+    tenant::{Access, DataSource, Tenant, TenantId, TenantRecord},
+};
+
+/// Makes handles.
+#[async_trait]
+pub trait Connector: Debug + Send + Sync + 'static {
+    /// What a router gives out. Cloned for every lookup, so it should be little more than an `Arc`.
+    type Handle: Clone + Send + Sync + 'static;
+
+    /// A handle on this tenant's data. Must not block: connections are made when the handle is used.
+    ///
+    /// # Errors
+    /// When no handle can be made for this tenant at all. What may get better is an error of the handle's use.
+    fn handle(&self, tenant: &Tenant, route: TenantRoute) -> Result<Self::Handle, Error>;
+
+    /// Ends all connections; what is in use may go on until `deadline`.
+    ///
+    /// # Cancel safety
+    /// Must stay closed when it is cancelled.
+    async fn close(&self, deadline: Duration);
+
+    /// How its connections are doing.
+    fn stats(&self) -> ConnectorStats;
+}
+
+/// How a connector's connections are doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectorStats {
+    /// Pools: databases, times roles, times credentials in use.
+    pub pools: usize,
+    /// Physical connections, those that are being opened or closed included.
+    pub connections: usize,
+    /// Connections that nobody uses.
+    pub resting: usize,
+    /// Callers that wait for a connection.
+    pub waiting: usize,
+}
+
+/// What a router knows of a tenant at one moment: where its data is, and what it may do.
+pub struct Route {
+    record: Arc<TenantRecord>,
+    /// Until when it may be served without asking, in milliseconds of the router's clock; 0 once it must not be.
+    fresh_until: AtomicU64,
+    /// When the control plane last confirmed it, in milliseconds of the router's clock.
+    confirmed_at: AtomicU64,
+}
+
+impl Route {
+    pub(crate) fn new(record: Arc<TenantRecord>, confirmed_at: u64, fresh_until: u64) -> Self {
+        Self {
+            record,
+            fresh_until: AtomicU64::new(fresh_until),
+            confirmed_at: AtomicU64::new(confirmed_at),
+        }
+    }
+
+    /// The tenant.
+    #[must_use]
+    pub fn tenant(&self) -> &Tenant {
+        &self.record.tenant
+    }
+
+    /// Where its data is.
+    #[must_use]
+    pub fn source(&self) -> &Arc<DataSource> {
+        &self.record.source
+    }
+
+    /// What its status lets through.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        self.record.tenant.status.access()
+    }
+
+    pub(crate) fn is_fresh(&self, now: u64) -> bool {
+        now < self.fresh_until.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn confirmed_at(&self) -> u64 {
+        self.confirmed_at.load(Ordering::Relaxed)
+    }
+
+    /// Lets it be served until then, unless it was retired meanwhile.
+    pub(crate) fn extend(&self, fresh_until: u64) {
+        let extended = |until: u64| (until != 0).then(|| until.max(fresh_until));
+        // A retired route stays retired, which is the only way for this to fail.
+        let _ = self
+            .fresh_until
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, extended);
+    }
+
+    pub(crate) fn confirm(&self, confirmed_at: u64, fresh_until: u64) {
+        self.confirmed_at.fetch_max(confirmed_at, Ordering::Relaxed);
+        self.extend(fresh_until);
+    }
+
+    pub(crate) fn is_retired(&self) -> bool {
+        self.fresh_until.load(Ordering::Acquire) == 0
+    }
+
+    /// It must not be served any more.
+    pub(crate) fn retire(&self) {
+        self.fresh_until.store(0, Ordering::Release);
+    }
+
+    /// The route, if the tenant's status lets anything through.
+    pub(crate) fn open(self: Arc<Self>) -> Result<Arc<Self>, Error> {
+        match self.access() {
+            Access::Refused => Err(ErrorKind::Inactive {
+                status: self.record.tenant.status,
+            }
+            .into()),
+            Access::Read | Access::ReadWrite => Ok(self),
+        }
+    }
+}
+
+impl Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Tenant {
+            id, status, version, ..
+        } = self.tenant();
+        f.debug_struct("Route")
+            .field("tenant", id)
+            .field("status", status)
+            .field("version", version)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where handles find the current route: implemented by the router, named here because handles are made below it.
+#[async_trait]
+pub(crate) trait Routes: Debug + Send + Sync + 'static {
+    /// The route as it is known now; `None` when the control plane must be asked.
+    fn current(&self, tenant: TenantId) -> Option<Result<Arc<Route>, Error>>;
+
+    /// The route, from the control plane if need be. Fails when the tenant's status lets nothing through.
+    async fn route(&self, tenant: TenantId) -> Result<Arc<Route>, Error>;
+
+    /// How long ago the route was confirmed.
+    fn age(&self, tenant: TenantId) -> Option<Duration>;
+}
+
+/// A tenant's way to its current route, kept by a handle.
+#[derive(Clone)]
+pub struct TenantRoute {
+    tenant: TenantId,
+    routes: Arc<dyn Routes>,
+}
+
+impl TenantRoute {
+    pub(crate) fn new(tenant: TenantId, routes: Arc<dyn Routes>) -> Self {
+        Self { tenant, routes }
+    }
+
+    /// Whose route it is.
+    #[must_use]
+    pub const fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
+    /// The current route. Answered from the cache as a rule; ask for every use of the handle.
+    ///
+    /// # Errors
+    /// [`Inactive`](ErrorKind::Inactive) when the tenant's status lets nothing through, [`Closed`](ErrorKind::Closed)
+    /// when the router is, and whatever keeps the control plane from being asked.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn current(&self) -> Result<Arc<Route>, Error> {
+        match self.routes.current(self.tenant) {
+            Some(route) => route,
+            None => self.routes.route(self.tenant).await,
+        }
+    }
+
+    /// Whether a route that was current still is.
+    ///
+    /// # Errors
+    /// As [`TenantRoute::current`], if the reason is known without asking.
+    pub fn is_current(&self, route: &Arc<Route>) -> Result<bool, Error> {
+        match self.routes.current(self.tenant) {
+            Some(now) => Ok(Arc::ptr_eq(&now?, route)),
+            None => Ok(false),
+        }
+    }
+
+    /// How long ago the control plane last confirmed the route; `None` when it is not cached.
+    #[must_use]
+    pub fn age(&self) -> Option<Duration> {
+        self.routes.age(self.tenant)
+    }
+}
+
+impl Debug for TenantRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TenantRoute").field(&self.tenant).finish()
+    }
+}

@@ -1,0 +1,188 @@
+//! Putting a router together.
+
+use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+use super::{Biplane, CacheOptions, Clock, Router, core::Core, table::Table};
+use crate::{
+    connector::{
+        Connector, ConnectorStats, TenantRoute,
+        memory::{MemoryConnector, MemoryDb},
+    },
+    error::Error,
+    repository::TenantRepository,
+    tenant::Tenant,
+};
+
+/// Settings from which a connector can be made.
+pub trait ConnectorSettings {
+    /// The connector.
+    type Connector: Connector;
+
+    /// Makes it, without I/O.
+    ///
+    /// # Errors
+    /// [`InvalidConfiguration`](crate::error::ErrorKind::InvalidConfiguration) for settings that cannot work.
+    fn connector(self) -> Result<Self::Connector, Error>;
+}
+
+/// A connector that is ready is its own settings.
+impl<C: Connector> ConnectorSettings for C {
+    type Connector = C;
+
+    fn connector(self) -> Result<C, Error> {
+        Ok(self)
+    }
+}
+
+/// What a router is made of.
+#[derive(Debug)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct Builder<S> {
+    repository: Arc<dyn TenantRepository>,
+    pub(super) settings: S,
+    cache: CacheOptions,
+    clock: Option<Clock>,
+}
+
+impl<H: Clone + Send + Sync + 'static> Biplane<H> {
+    /// A router over a repository and a connector of any make.
+    pub fn builder<S>(repository: impl TenantRepository, connector: S) -> Builder<S>
+    where
+        S: ConnectorSettings,
+        S::Connector: Connector<Handle = H>,
+    {
+        Builder {
+            repository: Arc::new(repository),
+            settings: connector,
+            cache: CacheOptions::default(),
+            clock: None,
+        }
+    }
+}
+
+impl<T: Clone + Send + Sync + 'static> Biplane<MemoryDb<T>> {
+    /// A router whose tenants' data is in memory: a `T` each, made by `make` when it is first used.
+    pub fn memory(
+        repository: impl TenantRepository,
+        make: impl Fn(&Tenant) -> T + Send + Sync + 'static,
+    ) -> Builder<MemoryConnector<T>> {
+        Self::builder(repository, MemoryConnector::new(make))
+    }
+}
+
+impl<S: ConnectorSettings> Builder<S> {
+    /// For how long routes are believed.
+    pub fn cache(mut self, options: CacheOptions) -> Self {
+        self.cache = options;
+        self
+    }
+
+    /// A clock other than the process's own, for tests.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// Gives out something made of the handle instead of the handle, such as the application's own repositories. `map`
+    /// is called once per route.
+    pub fn map<F, T>(self, map: F) -> Builder<Mapped<S, F, T>>
+    where
+        F: Fn(<S::Connector as Connector>::Handle) -> T + Send + Sync + 'static,
+        T: Clone + Send + Sync + 'static,
+    {
+        let settings = Mapped {
+            inner: self.settings,
+            map,
+            handle: PhantomData,
+        };
+        Builder {
+            repository: self.repository,
+            settings,
+            cache: self.cache,
+            clock: self.clock,
+        }
+    }
+
+    /// Makes the router, without I/O: nothing connects before it is used.
+    ///
+    /// # Errors
+    /// [`InvalidConfiguration`](crate::error::ErrorKind::InvalidConfiguration) for settings that cannot work.
+    pub fn build(self) -> Result<Biplane<<S::Connector as Connector>::Handle>, Error> {
+        self.cache.check()?;
+        let connector = self.settings.connector()?;
+        let clock = self.clock.unwrap_or_else(Clock::system);
+        let core = Arc::new(Core::new(self.repository, self.cache, clock));
+        Ok(Biplane::new(Router {
+            core,
+            table: Table::new(),
+            connector,
+        }))
+    }
+}
+
+/// A connector whose handles are made into something else.
+pub struct Mapped<S, F, T> {
+    inner: S,
+    map: F,
+    handle: PhantomData<fn() -> T>,
+}
+
+impl<S, F, T> ConnectorSettings for Mapped<S, F, T>
+where
+    S: ConnectorSettings,
+    F: Fn(<S::Connector as Connector>::Handle) -> T + Send + Sync + 'static,
+    T: Clone + Send + Sync + 'static,
+{
+    type Connector = MappedConnector<S::Connector, F, T>;
+
+    fn connector(self) -> Result<Self::Connector, Error> {
+        Ok(MappedConnector {
+            inner: self.inner.connector()?,
+            map: self.map,
+            handle: PhantomData,
+        })
+    }
+}
+
+/// The connector of [`Mapped`].
+pub struct MappedConnector<C, F, T> {
+    inner: C,
+    map: F,
+    handle: PhantomData<fn() -> T>,
+}
+
+#[async_trait]
+impl<C, F, T> Connector for MappedConnector<C, F, T>
+where
+    C: Connector,
+    F: Fn(C::Handle) -> T + Send + Sync + 'static,
+    T: Clone + Send + Sync + 'static,
+{
+    type Handle = T;
+
+    fn handle(&self, tenant: &Tenant, route: TenantRoute) -> Result<T, Error> {
+        Ok((self.map)(self.inner.handle(tenant, route)?))
+    }
+
+    async fn close(&self, deadline: Duration) {
+        self.inner.close(deadline).await;
+    }
+
+    fn stats(&self) -> ConnectorStats {
+        self.inner.stats()
+    }
+}
+
+impl<S: fmt::Debug, F, T> fmt::Debug for Mapped<S, F, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Mapped").field(&self.inner).finish()
+    }
+}
+
+impl<C: fmt::Debug, F, T> fmt::Debug for MappedConnector<C, F, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Mapped").field(&self.inner).finish()
+    }
+}

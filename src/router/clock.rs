@@ -1,0 +1,65 @@
+//! The clock of the warm path: read with one load, right to within a tenth of a second.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How often the clock moves on. Freshness is counted in seconds, and to ask the operating system for the time costs
+/// more than the lookup itself.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Milliseconds since some moment in the past, never 0.
+///
+/// The clock of the process is moved by a thread of its own, which sleeps otherwise; it is shared by all routers.
+#[derive(Clone, Debug)]
+pub struct Clock(Arc<AtomicU64>);
+
+impl Clock {
+    /// The clock of this process.
+    #[must_use]
+    pub fn system() -> Self {
+        static SYSTEM: OnceLock<Clock> = OnceLock::new();
+        SYSTEM.get_or_init(Self::start).clone()
+    }
+
+    /// A clock that stands until [`Clock::advance`] moves it.
+    #[must_use]
+    pub fn manual() -> Self {
+        Self(Arc::new(AtomicU64::new(1)))
+    }
+
+    /// Moves a clock made by [`Clock::manual`]. The clock of the process sets itself right again at its next tick.
+    pub fn advance(&self, by: Duration) {
+        self.0.fetch_add(millis(by), Ordering::AcqRel);
+    }
+
+    pub(crate) fn now(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn start() -> Self {
+        let clock = Self::manual();
+        let shared = Arc::clone(&clock.0);
+        let started = Instant::now();
+        let tick = move || {
+            loop {
+                thread::sleep(TICK);
+                shared.store(millis(started.elapsed()).saturating_add(1), Ordering::Release);
+            }
+        };
+        thread::Builder::new()
+            .name("biplane-clock".into())
+            .spawn(tick)
+            .expect("the operating system can start one thread more");
+        clock
+    }
+}
+
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,217 @@
+//! From a name to a handle: the one call that a service makes for every request.
+//!
+//! [`Biplane`] is what a service holds. Warm, [`Biplane::route`] is a lookup in a table that needs no lock and no
+//! allocation; cold, the control plane is asked once, whatever the number of callers, and for many tenants in one query.
+//!
+//! What a caller may rely on is written at [`TenantRouter`].
+
+mod builder;
+mod clock;
+mod core;
+mod flights;
+mod options;
+mod stats;
+mod table;
+
+use std::{fmt, fmt::Debug, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+pub use self::{
+    builder::{Builder, ConnectorSettings, Mapped},
+    clock::Clock,
+    options::CacheOptions,
+    stats::RouterStats,
+};
+use self::{core::Core, table::Table};
+#[cfg(feature = "postgres")]
+use crate::plane::TenantDb;
+use crate::{
+    connector::{Connector, Routes, TenantRoute},
+    error::{Error, ErrorKind},
+    tenant::{TenantId, TenantRef},
+};
+
+/// Turns names into handles.
+///
+/// # Contract
+/// - The handle is for the tenant that the name belonged to at some moment between the last confirmation of the route
+///   and now, never for another.
+/// - [`UnknownTenant`](ErrorKind::UnknownTenant) means that the control plane answered and knows no such name. Whatever
+///   kept it from answering is another error.
+/// - A tenant whose status lets nothing through gets [`Inactive`](ErrorKind::Inactive) and no handle. A handle that was
+///   given out before finds out at its next use.
+/// - A change that is announced by [`invalidate`](TenantRouter::invalidate) acts at once; one that is not acts when the
+///   route is no longer fresh.
+#[async_trait]
+pub trait TenantRouter: Debug + Send + Sync + 'static {
+    /// What a name leads to.
+    type Handle: Clone + Send + Sync + 'static;
+
+    /// The handle of a name whose route is cached and fresh. Neither waits nor allocates.
+    fn cached(&self, name: &TenantRef<'_>) -> Option<Self::Handle>;
+
+    /// The handle of a name.
+    ///
+    /// # Errors
+    /// [`UnknownTenant`](ErrorKind::UnknownTenant), [`Inactive`](ErrorKind::Inactive),
+    /// [`MalformedRecord`](ErrorKind::MalformedRecord),
+    /// [`ControlPlaneUnavailable`](ErrorKind::ControlPlaneUnavailable) or [`Closed`](ErrorKind::Closed).
+    ///
+    /// # Cancel safety
+    /// Safe: a caller that leaves harms no other that waits for the same tenant.
+    async fn route(&self, name: &TenantRef<'_>) -> Result<Self::Handle, Error>;
+
+    /// Forgets a tenant: once this returns, no later call yields anything that was read before it.
+    ///
+    /// # Cancel safety
+    /// Safe: done or not begun.
+    async fn invalidate(&self, tenant: TenantId);
+
+    /// Gives out nothing more and ends all connections; work in progress may go on until `deadline`. Handles that
+    /// were given out answer [`Closed`](ErrorKind::Closed) from now on.
+    ///
+    /// # Cancel safety
+    /// Safe: the router stays closed; call it again to go on waiting.
+    async fn close(&self, deadline: Duration);
+
+    /// How the router is doing.
+    fn stats(&self) -> RouterStats;
+}
+
+/// A router, as a service holds it: cheap to clone, and without a type parameter to carry through the application.
+///
+/// ```
+/// use biplane::{Biplane, repository::memory::MemoryControl};
+///
+/// # #[derive(Clone, Default)] struct Notes;
+/// let biplane: Biplane<_> = Biplane::memory(MemoryControl::new(), |_tenant| Notes::default()).build()?;
+/// # Ok::<(), biplane::error::Error>(())
+/// ```
+pub struct Biplane<
+    #[cfg(feature = "postgres")] H: Clone + Send + Sync + 'static = TenantDb,
+    #[cfg(not(feature = "postgres"))] H: Clone + Send + Sync + 'static,
+>(Arc<dyn TenantRouter<Handle = H>>);
+
+impl<H: Clone + Send + Sync + 'static> Biplane<H> {
+    /// A router of any make.
+    #[must_use]
+    pub fn new(router: impl TenantRouter<Handle = H>) -> Self {
+        Self(Arc::new(router))
+    }
+
+    /// The handle of a tenant, named by a parsed slug, id or domain. Warm, it neither waits nor allocates.
+    ///
+    /// # Errors
+    /// As [`TenantRouter::route`].
+    ///
+    /// # Cancel safety
+    /// Safe, as [`TenantRouter::route`].
+    pub async fn route<'a>(&self, name: impl Into<TenantRef<'a>>) -> Result<H, Error> {
+        let name = name.into();
+        match self.0.cached(&name) {
+            Some(handle) => Ok(handle),
+            None => self.0.route(&name).await,
+        }
+    }
+
+    /// The handle of a tenant whose route is cached and fresh.
+    pub fn cached<'a>(&self, name: impl Into<TenantRef<'a>>) -> Option<H> {
+        self.0.cached(&name.into())
+    }
+
+    /// Forgets a tenant, as [`TenantRouter::invalidate`].
+    ///
+    /// # Cancel safety
+    /// Safe: done or not begun.
+    pub async fn invalidate(&self, tenant: TenantId) {
+        self.0.invalidate(tenant).await;
+    }
+
+    /// Closes the router, as [`TenantRouter::close`].
+    ///
+    /// # Cancel safety
+    /// Safe: the router stays closed; call it again to go on waiting.
+    pub async fn close(&self, deadline: Duration) {
+        self.0.close(deadline).await;
+    }
+
+    /// How the router is doing.
+    #[must_use]
+    pub fn stats(&self) -> RouterStats {
+        self.0.stats()
+    }
+}
+
+impl<H: Clone + Send + Sync + 'static> Clone for Biplane<H> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<H: Clone + Send + Sync + 'static> Debug for Biplane<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Biplane").field(&self.0).finish()
+    }
+}
+
+/// The router that biplane ships, over any repository and connector.
+struct Router<C: Connector> {
+    core: Arc<Core>,
+    table: Table<C::Handle>,
+    connector: C,
+}
+
+#[async_trait]
+impl<C: Connector> TenantRouter for Router<C> {
+    type Handle = C::Handle;
+
+    fn cached(&self, name: &TenantRef<'_>) -> Option<C::Handle> {
+        let handle = self.table.handle(name, self.core.clock.now())?;
+        self.core.counters.hit();
+        Some(handle)
+    }
+
+    async fn route(&self, name: &TenantRef<'_>) -> Result<C::Handle, Error> {
+        let answer = self.core.resolve(name, self.table.known(name)).await?;
+        let entry = self.table.enter::<C>(name, answer, |route| {
+            let routes: Arc<dyn Routes> = Arc::new(Arc::clone(&self.core));
+            let tenant = route.tenant();
+            self.connector.handle(tenant, TenantRoute::new(tenant.id, routes))
+        })?;
+        match &entry.handle {
+            // Closed meanwhile: the entry must not outlive the table's clearance.
+            Some(_) if self.core.is_closed() => Err(ErrorKind::Closed.into()),
+            Some(handle) => Ok(handle.clone()),
+            None => Err(ErrorKind::Inactive {
+                status: entry.route.tenant().status,
+            }
+            .into()),
+        }
+    }
+
+    async fn invalidate(&self, tenant: TenantId) {
+        self.core.invalidate(tenant);
+    }
+
+    async fn close(&self, deadline: Duration) {
+        self.core.close();
+        self.table.clear();
+        self.connector.close(deadline).await;
+    }
+
+    fn stats(&self) -> RouterStats {
+        self.core
+            .counters
+            .snapshot(self.core.cached(), self.connector.stats())
+    }
+}
+
+impl<C: Connector> Debug for Router<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Router")
+            .field("tenants", &self.core.cached())
+            .field("connector", &self.connector)
+            .finish_non_exhaustive()
+    }
+}
