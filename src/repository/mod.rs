@@ -9,6 +9,8 @@ mod changes;
 mod credentials;
 mod logins;
 mod memory;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod facts;
 mod rules;
 mod tenants;
@@ -16,6 +18,8 @@ mod tenants;
 pub use admin::{Actor, AuditEntry, CredentialSlot, NewSource, NewTenant, SourceChange, TenantAdmin};
 pub use changes::{Change, ChangeHead, ChangeKind, ChangeLog, Changes, Subject};
 pub use credentials::{CredentialSource, Login};
-pub use logins::MemoryCredentials;
+pub use logins::{KeyringCredentials, MemoryCredentials};
 pub use memory::MemoryControl;
+#[cfg(feature = "postgres")]
+pub use postgres::{ControlSchema, Grants, PgTenantAdmin, PgTenants};
 pub use tenants::{Found, Page, PageItem, TenantRepository};

@@ -83,6 +83,7 @@ impl MemoryControl {
 
     fn edit(&self, by: &Actor, id: TenantId, expected: Version, edit: Edit<'_>) -> Result<Tenant, Error> {
         rules::actor(by)?;
+        rules::edit(edit)?;
         self.with(|state| state.edit(by, id, expected, edit))
     }
 }
