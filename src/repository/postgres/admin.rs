@@ -27,10 +27,7 @@ use crate::{
 
 const WHO: &str = "select set_config('biplane.actor', $1, true), set_config('biplane.reason', $2, true)";
 const SOURCE: &str = concat!(include_str!("sql/source.sql"), "where source.name = $1");
-const LOCKED_SOURCE: &str = concat!(
-    include_str!("sql/source.sql"),
-    "where source.id = $1 for no key update of source"
-);
+const SOURCE_BY_ID: &str = concat!(include_str!("sql/source.sql"), "where source.id = $1");
 const INSERT_SOURCE: &str = "
     insert into biplane_control.data_source (id, name, location, cluster, region, endpoints, database, tls_mode,
         tls_ca_pem, tls_ca_file, pooler, max_prepared_statements, pool_min, pool_max, database_id)
@@ -366,14 +363,21 @@ impl AuditRow {
     }
 }
 
-/// Reads a data source and keeps others from changing it until the transaction ends.
+/// Keeps others from changing a data source and its credentials until the transaction ends, and reads them. Two
+/// statements, because one that waited for the lock would still see the credentials of before it waited.
 async fn lock_source(tx: &mut Tx<ControlPlane>, id: DataSourceId) -> Result<DataSource, Error> {
-    let row: Option<String> = sqlx::query_scalar(LOCKED_SOURCE)
-    .bind(id.as_uuid())
-    .fetch_optional(tx)
-    .await
-    .map_err(failed)?;
-    read_source(&row.ok_or(ErrorKind::UnknownDataSource)?)
+    sqlx::query("select from biplane_control.data_source where id = $1 for no key update")
+        .bind(id.as_uuid())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed)?
+        .ok_or(ErrorKind::UnknownDataSource)?;
+    let row: String = sqlx::query_scalar(SOURCE_BY_ID)
+        .bind(id.as_uuid())
+        .fetch_one(tx)
+        .await
+        .map_err(failed)?;
+    read_source(&row)
 }
 
 /// Reads what was written and commits it.

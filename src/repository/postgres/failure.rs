@@ -62,8 +62,9 @@ fn sort(code: &str, constraint: Option<&str>) -> Option<Error> {
             _ => "what the schema biplane_control grants to routers or, for writing, to admins",
         }),
         "42704" => Error::new(ErrorKind::InvalidInput).detail("a role that is to be granted something does not exist"),
-        "42P01" | "42703" | "42883" | "3F000" => Error::new(ErrorKind::SchemaMismatch)
-            .detail("the schema biplane_control is not installed in this database, or not in this version"),
+        "42P01" | "42703" | "42883" | "3F000" => Error::new(ErrorKind::SchemaMismatch).detail(format!(
+            "the schema biplane_control is not installed in this database, or not in this version (SQLSTATE {code})"
+        )),
         "42P07" | "42723" | "42710" => Error::new(ErrorKind::SchemaMismatch)
             .detail("something else has a name that the schema biplane_control needs"),
         "2BP01" => Error::new(ErrorKind::SchemaMismatch)
