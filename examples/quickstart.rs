@@ -14,7 +14,8 @@ use biplane::{
     error::ErrorKind,
     keyring::{KeyMaterial, KeyState, Keyring},
     repository::{
-        Actor, CredentialSlot, CredentialSource, MemoryControl, NewSource, NewTenant, TenantAdmin, TenantRepository,
+        Actor, CredentialSlot, CredentialSource, MemoryControl, NewSource, NewTenant, TenantAdmin,
+        TenantRepository,
     },
     secret::Credential,
     tenant::{DataSource, Domain, Endpoint, Location, Role, Server, Slug, Tenant, TenantRef, TenantStatus},
@@ -28,7 +29,9 @@ struct Notes(BTreeMap<u32, String>);
 async fn main() -> Result<(), Box<dyn StdError>> {
     // The control plane: who the tenants are, where their data is, and how to log in there, sealed.
     let control = MemoryControl::new();
-    let keyring = Keyring::builder().key(KeyMaterial::generate()?, KeyState::Primary).build()?;
+    let keyring = Keyring::builder()
+        .key(KeyMaterial::generate()?, KeyState::Primary)
+        .build()?;
     let acme = add_tenant(&control, &keyring, "acme").await?;
     let globex = add_tenant(&control, &keyring, "globex").await?;
     let initech = add_tenant(&control, &keyring, "initech").await?;
@@ -47,28 +50,45 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     Ok(())
 }
 
-async fn add_tenant(control: &MemoryControl, keyring: &Keyring, name: &str) -> Result<Tenant, Box<dyn StdError>> {
+async fn add_tenant(
+    control: &MemoryControl,
+    keyring: &Keyring,
+    name: &str,
+) -> Result<Tenant, Box<dyn StdError>> {
     let by = Actor::new("quickstart", "first steps");
 
     // A data source: one database on one server. Its credential is sealed for it and for one role; nothing else opens it.
     let server = Server::new(Endpoint::new("db.example", 5432), name);
-    let source = control.create_source(&by, NewSource::new(name, Location::Server(server))).await?;
+    let source = control
+        .create_source(&by, NewSource::new(name, Location::Server(server)))
+        .await?;
     let credential = Credential::new(&format!("{name}_app"), "correct horse battery staple".into())?;
     let sealed = keyring.seal_credential(source.id, Role::App, &credential)?;
-    control.set_credential(&by, source.id, Role::App, CredentialSlot::Current, None, sealed).await?;
+    control
+        .set_credential(&by, source.id, Role::App, CredentialSlot::Current, None, sealed)
+        .await?;
 
     // A tenant on it, with a slug and a custom domain, opened for service.
     let mut tenant = NewTenant::new(Slug::parse(name)?, source.id);
     tenant.domains = vec![Domain::parse(&format!("notes.{name}.example"))?];
     let tenant = control.create(&by, tenant).await?;
-    Ok(control.set_status(&by, tenant.id, tenant.version, TenantStatus::Active).await?)
+    Ok(control
+        .set_status(&by, tenant.id, tenant.version, TenantStatus::Active)
+        .await?)
 }
 
-async fn one_route_for_all_names(biplane: &Biplane<MemoryDb<Notes>>, acme: &Tenant) -> Result<(), Box<dyn StdError>> {
+async fn one_route_for_all_names(
+    biplane: &Biplane<MemoryDb<Notes>>,
+    acme: &Tenant,
+) -> Result<(), Box<dyn StdError>> {
     let by_slug = biplane.route(&Slug::parse("ACME")?).await?;
     let by_domain = biplane.route(&Domain::parse("Notes.Acme.Example:443")?).await?;
     let by_id = biplane.route(acme.id).await?;
-    assert!([&by_slug, &by_domain, &by_id].iter().all(|db| db.tenant() == acme.id));
+    assert!(
+        [&by_slug, &by_domain, &by_id]
+            .iter()
+            .all(|db| db.tenant() == acme.id)
+    );
     println!("slug, domain and id lead to tenant {}", acme.id);
     Ok(())
 }
@@ -92,7 +112,10 @@ async fn unknown_and_suspended_are_refused(
     control: &MemoryControl,
     initech: &Tenant,
 ) -> Result<(), Box<dyn StdError>> {
-    let unknown = biplane.route(&Slug::parse("hooli")?).await.expect_err("nobody created it");
+    let unknown = biplane
+        .route(&Slug::parse("hooli")?)
+        .await
+        .expect_err("nobody created it");
     assert_eq!(unknown.kind(), ErrorKind::UnknownTenant);
     println!("hooli: {unknown}");
 
@@ -100,10 +123,17 @@ async fn unknown_and_suspended_are_refused(
     let held = biplane.route(&initech.slug).await?;
     held.read(|_| ()).await?;
     let by = Actor::new("quickstart", "unpaid bill");
-    control.set_status(&by, initech.id, initech.version, TenantStatus::Suspended).await?;
+    control
+        .set_status(&by, initech.id, initech.version, TenantStatus::Suspended)
+        .await?;
     biplane.invalidate(initech.id).await;
     let suspended = held.read(|_| ()).await.expect_err("the tenant is suspended");
-    assert_eq!(suspended.kind(), ErrorKind::Inactive { status: TenantStatus::Suspended });
+    assert_eq!(
+        suspended.kind(),
+        ErrorKind::Inactive {
+            status: TenantStatus::Suspended
+        }
+    );
     println!("initech, through a handle from before: {suspended}");
     Ok(())
 }
@@ -118,12 +148,18 @@ async fn credentials_are_sealed(
     let theirs = source_of(control, globex).await?;
     let sealed = &ours.credentials[&Role::App].current.sealed;
     assert!(!sealed.as_str().contains("horse"));
-    assert_eq!(keyring.open(&ours, Role::App).await?.credential.username(), "acme_app");
+    assert_eq!(
+        keyring.login(&ours, Role::App).await?.credential.username(),
+        "acme_app"
+    );
 
     // The same value in another data source's record: a swapped row, and it does not open.
     let mut swapped = theirs;
     swapped.credentials.clone_from(&ours.credentials);
-    let refused = CredentialSource::open(keyring, &swapped, Role::App).await.expect_err("sealed for another");
+    let refused = keyring
+        .login(&swapped, Role::App)
+        .await
+        .expect_err("sealed for another");
     assert!(matches!(refused.kind(), ErrorKind::CredentialUnreadable { .. }));
     println!("acme's credential opens for acme's database; moved to globex': {refused}");
     Ok(())
@@ -131,7 +167,9 @@ async fn credentials_are_sealed(
 
 async fn source_of(control: &MemoryControl, tenant: &Tenant) -> Result<DataSource, Box<dyn StdError>> {
     let found = control.find(&[TenantRef::Id(tenant.id)]).await?.remove(0)?;
-    Ok(DataSource::clone(&found.ok_or("the tenant was created above")?.record.source))
+    Ok(DataSource::clone(
+        &found.ok_or("the tenant was created above")?.record.source,
+    ))
 }
 
 fn a_warm_lookup_is_fast(biplane: &Biplane<MemoryDb<Notes>>, acme: &Tenant) {
@@ -141,6 +179,10 @@ fn a_warm_lookup_is_fast(biplane: &Biplane<MemoryDb<Notes>>, acme: &Tenant) {
         assert!(black_box(biplane.cached(black_box(&acme.slug))).is_some());
     }
     let each = started.elapsed() / LOOKUPS;
-    let build = if cfg!(debug_assertions) { "debug build; try --release" } else { "release build" };
+    let build = if cfg!(debug_assertions) {
+        "debug build; try --release"
+    } else {
+        "release build"
+    };
     println!("a warm lookup takes {} ns ({build})", each.as_nanos());
 }

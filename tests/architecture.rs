@@ -48,17 +48,36 @@ fn sources() -> Vec<(String, String)> {
     let folder = root().join("src");
     let mut paths = Vec::new();
     walk(&folder, &mut paths);
-    let name = |path: &Path| path.strip_prefix(&folder).expect("it is below").to_string_lossy().replace('\\', "/");
-    paths.iter().map(|path| (name(path), without_comments(&fs::read_to_string(path).expect("it is text")))).collect()
+    let name = |path: &Path| {
+        path.strip_prefix(&folder)
+            .expect("it is below")
+            .to_string_lossy()
+            .replace('\\', "/")
+    };
+    paths
+        .iter()
+        .map(|path| {
+            (
+                name(path),
+                without_comments(&fs::read_to_string(path).expect("it is text")),
+            )
+        })
+        .collect()
 }
 
 /// Documentation may speak of anything.
 fn without_comments(text: &str) -> String {
-    text.lines().map(|line| line.split_once("//").map_or(line, |(code, _)| code)).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .map(|line| line.split_once("//").map_or(line, |(code, _)| code))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn room(file: &str) -> &str {
-    file.split('/').next().expect("a path has parts").trim_end_matches(".rs")
+    file.split('/')
+        .next()
+        .expect("a path has parts")
+        .trim_end_matches(".rs")
 }
 
 /// The rooms that `crate::room` and `use crate::{room::…, room::…}` name.
@@ -98,7 +117,9 @@ fn heads(group: &str) -> Vec<String> {
 }
 
 fn identifier(text: &str) -> Option<String> {
-    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_alphanumeric() && c != '_')
+        .unwrap_or(text.len());
     (end > 0).then(|| text[..end].to_owned())
 }
 
@@ -112,7 +133,9 @@ fn rooms_use_only_the_rooms_that_the_table_allows() {
         if own == "lib" {
             continue;
         }
-        let allowed = rules.get(own).unwrap_or_else(|| panic!("the table has no row for {own}"));
+        let allowed = rules
+            .get(own)
+            .unwrap_or_else(|| panic!("the table has no row for {own}"));
         for used in rooms_used(&text) {
             if used != own && rooms.contains(used.as_str()) && !allowed.contains(&used) {
                 wrong.push(format!("{file} uses {used}"));
@@ -132,7 +155,8 @@ fn every_room_is_in_the_table_and_the_table_has_no_loop() {
     let order: Vec<String> = {
         let text = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("the page is there");
         let rows = text.lines().filter(|line| line.starts_with("| `"));
-        rows.filter_map(|row| words(row.split('|').nth(1)?).into_iter().next()).collect()
+        rows.filter_map(|row| words(row.split('|').nth(1)?).into_iter().next())
+            .collect()
     };
     for (name, uses) in &rules {
         let own = order.iter().position(|other| other == name);
@@ -149,11 +173,21 @@ fn nothing_climbs_out_of_its_room_by_super() {
         let depth = file.matches('/').count();
         let is_module_root = file.ends_with("mod.rs");
         // How many `super::` lead from this file to the root of its room.
-        let most = if is_module_root { depth.saturating_sub(1) } else { depth };
-        let longest = (1..=4).rev().find(|n| text.contains(&"super::".repeat(*n))).unwrap_or(0);
+        let most = if is_module_root {
+            depth.saturating_sub(1)
+        } else {
+            depth
+        };
+        let longest = (1..=4)
+            .rev()
+            .find(|n| text.contains(&"super::".repeat(*n)))
+            .unwrap_or(0);
         // One more than `most` is legitimate inside an inline module, such as the tests at the end of a file.
         let inline = usize::from(text.contains("mod tests {") || text.contains("mod sealed {"));
-        assert!(longest <= most + inline, "{file} climbs {longest} levels with super::");
+        assert!(
+            longest <= most + inline,
+            "{file} climbs {longest} levels with super::"
+        );
     }
 }
 
@@ -163,9 +197,9 @@ fn crates_appear_only_where_the_table_allows() {
     let mut wrong = Vec::new();
     for (file, text) in sources() {
         for (name, places) in &rules {
-            let mentioned = text.match_indices(&format!("{name}::")).any(|(at, _)| {
-                !text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':')
-            });
+            let mentioned = text
+                .match_indices(&format!("{name}::"))
+                .any(|(at, _)| !text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':'));
             let allowed = places.iter().any(|place| file.starts_with(place.as_str()));
             if mentioned && !allowed {
                 wrong.push(format!("{file} uses the crate {name}"));

@@ -15,7 +15,9 @@ fn manifest() -> PathBuf {
 
 fn check(arguments: &[&str]) -> Output {
     // The outer build's directory, so that what both need is built once.
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it has a parent");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .expect("it has a parent");
     Command::new(env!("CARGO"))
         .args(["check", "--quiet", "--manifest-path"])
         .arg(manifest())
@@ -48,9 +50,16 @@ fn binaries(beginning: &str) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for file in fs::read_dir(folder).expect("the folder is there") {
         let path = file.expect("it can be listed").path();
-        let name = path.file_stem().expect("files have names").to_string_lossy().into_owned();
+        let name = path
+            .file_stem()
+            .expect("files have names")
+            .to_string_lossy()
+            .into_owned();
         if let Some(rest) = name.strip_prefix(beginning) {
-            found.insert(rest.to_owned(), fs::read_to_string(&path).expect("it can be read"));
+            found.insert(
+                rest.to_owned(),
+                fs::read_to_string(&path).expect("it can be read"),
+            );
         }
     }
     found
@@ -63,11 +72,19 @@ fn mixing_up_the_planes_does_not_compile_and_says_why() {
     assert!(misuses.len() >= 13, "only {} misuses are tested", misuses.len());
     for (name, source) in &misuses {
         let first = source.lines().next().unwrap_or_default();
-        let expected = first.strip_prefix("//! Refused: ").expect("a misuse begins with the message it expects");
-        let said = errors.get(&format!("misuse_{name}")).map(String::as_str).unwrap_or_default();
+        let expected = first
+            .strip_prefix("//! Refused: ")
+            .expect("a misuse begins with the message it expects");
+        let said = errors
+            .get(&format!("misuse_{name}"))
+            .map(String::as_str)
+            .unwrap_or_default();
         // The compiler writes a path out when it is not in scope.
         let said = said.replace("biplane::plane::", "").replace("sqlx::Pool", "Pool");
-        assert!(said.contains(expected), "misuse_{name} should be refused with: {expected}\nand was with:\n{said}");
+        assert!(
+            said.contains(expected),
+            "misuse_{name} should be refused with: {expected}\nand was with:\n{said}"
+        );
     }
 }
 
@@ -79,7 +96,11 @@ fn every_misuse_has_a_twin_that_compiles() {
     assert_eq!(misuses, twins);
     for name in twins {
         let said = errors.get(&format!("use_{name}"));
-        assert!(said.is_none(), "use_{name} should compile:\n{}", said.expect("it is some"));
+        assert!(
+            said.is_none(),
+            "use_{name} should compile:\n{}",
+            said.expect("it is some")
+        );
     }
 }
 

@@ -306,7 +306,7 @@ impl Logins for SourceLogins {
             None => Ok(self
                 .options
                 .credentials
-                .open(&self.source, self.role)
+                .login(&self.source, self.role)
                 .await?
                 .credential),
         }

@@ -7,9 +7,11 @@
 mod admin;
 mod changes;
 mod credentials;
+mod facts;
 mod logins;
 mod memory;
-mod facts;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod rules;
 mod tenants;
 
@@ -18,4 +20,6 @@ pub use changes::{Change, ChangeHead, ChangeKind, ChangeLog, Changes, Subject};
 pub use credentials::{CredentialSource, Login};
 pub use logins::MemoryCredentials;
 pub use memory::MemoryControl;
+#[cfg(feature = "postgres")]
+pub use postgres::{ControlSchema, Grants, PgTenantAdmin, PgTenants};
 pub use tenants::{Found, Page, PageItem, TenantRepository};

@@ -35,20 +35,29 @@ pub async fn tenant_db(pool: &PgPool) -> Result<TenantDb, Error> {
     let (server, credential) = read_options(pool)?;
     let (control, credentials) = (MemoryControl::new(), MemoryCredentials::new());
     let by = Actor::new("test", "a handle on a given database");
-    let source = control.create_source(&by, NewSource::new("test", Location::Server(server))).await?;
+    let source = control
+        .create_source(&by, NewSource::new("test", Location::Server(server)))
+        .await?;
     for role in Role::ALL {
         credentials.set(source.id, role, credential.clone());
     }
     let slug = Slug::parse("test").map_err(|_| ErrorKind::Internal)?;
     let tenant = control.create(&by, NewTenant::new(slug, source.id)).await?;
-    control.set_status(&by, tenant.id, tenant.version, TenantStatus::Active).await?;
-    Biplane::postgres(control, credentials).build()?.route(tenant.id).await
+    control
+        .set_status(&by, tenant.id, tenant.version, TenantStatus::Active)
+        .await?;
+    Biplane::postgres(control, credentials)
+        .build()?
+        .route(tenant.id)
+        .await
 }
 
 fn read_options(pool: &PgPool) -> Result<(Server, Credential), Error> {
     let options = pool.connect_options();
     let invalid = |what: &'static str| Error::new(ErrorKind::InvalidConfiguration).detail(what);
-    let database = options.get_database().ok_or_else(|| invalid("the pool names no database"))?;
+    let database = options
+        .get_database()
+        .ok_or_else(|| invalid("the pool names no database"))?;
     let host = match options.get_socket() {
         Some(socket) => socket.to_string_lossy().into_owned(),
         None => options.get_host().to_owned(),
@@ -59,7 +68,9 @@ fn read_options(pool: &PgPool) -> Result<(Server, Credential), Error> {
         PgSslMode::Prefer => TlsMode::Prefer,
         PgSslMode::Require => TlsMode::Require,
         PgSslMode::VerifyCa | PgSslMode::VerifyFull => {
-            return Err(invalid("a pool that verifies certificates cannot be followed; give it another TLS mode"));
+            return Err(invalid(
+                "a pool that verifies certificates cannot be followed; give it another TLS mode",
+            ));
         }
     });
     // sqlx shows the password in the URL alone.
@@ -68,11 +79,13 @@ fn read_options(pool: &PgPool) -> Result<(Server, Credential), Error> {
     let credential = match url.password() {
         Some(encoded) => {
             let decoded = Zeroizing::new(percent_decode_str(encoded).collect::<Vec<u8>>());
-            let password = std::str::from_utf8(&decoded).map_err(|_| invalid("the pool's password is not UTF-8"))?;
+            let password =
+                std::str::from_utf8(&decoded).map_err(|_| invalid("the pool's password is not UTF-8"))?;
             Credential::new(username, SecretString::from(password))
         }
         None => Credential::without_password(username),
     };
-    let credential = credential.map_err(|error| invalid("the pool's login cannot be used").caused_by(error))?;
+    let credential =
+        credential.map_err(|error| invalid("the pool's login cannot be used").caused_by(error))?;
     Ok((server, credential))
 }

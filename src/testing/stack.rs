@@ -37,7 +37,10 @@ pub struct MemoryStack<T: Clone + Send + Sync + 'static> {
 impl<T: Clone + Default + Send + Sync + 'static> MemoryStack<T> {
     /// A stack without tenants, each of which will begin with `T::default()`.
     #[must_use]
-    #[expect(clippy::new_without_default, reason = "a default stack says less than a new one")]
+    #[expect(
+        clippy::new_without_default,
+        reason = "a default stack says less than a new one"
+    )]
     pub fn new() -> Self {
         Self::with(|_| T::default())
     }
@@ -53,7 +56,11 @@ impl<T: Clone + Send + Sync + 'static> MemoryStack<T> {
             .clock(clock.clone())
             .build()
             .expect("the default settings are valid");
-        Self { control, biplane, clock }
+        Self {
+            control,
+            biplane,
+            clock,
+        }
     }
 
     /// The control plane.
@@ -85,9 +92,15 @@ impl<T: Clone + Send + Sync + 'static> MemoryStack<T> {
     pub async fn add_tenant(&self, slug: &str) -> Result<Tenant, Error> {
         let slug = Slug::parse(slug).map_err(|error| Error::new(ErrorKind::InvalidName).caused_by(error))?;
         let by = actor();
-        let source = self.control.create_source(&by, NewSource::new(slug.as_str(), Location::Memory)).await?;
+        let source = self
+            .control
+            .create_source(&by, NewSource::new(slug.as_str(), Location::Memory))
+            .await?;
         let tenant = self.control.create(&by, NewTenant::new(slug, source.id)).await?;
-        let tenant = self.control.set_status(&by, tenant.id, tenant.version, TenantStatus::Active).await?;
+        let tenant = self
+            .control
+            .set_status(&by, tenant.id, tenant.version, TenantStatus::Active)
+            .await?;
         self.biplane.invalidate(tenant.id).await;
         Ok(tenant)
     }
@@ -101,7 +114,10 @@ impl<T: Clone + Send + Sync + 'static> MemoryStack<T> {
     /// A cancelled call may have changed the status without telling the router.
     pub async fn set_status(&self, tenant: TenantId, status: TenantStatus) -> Result<Tenant, Error> {
         let mut found = self.control.find(&[TenantRef::Id(tenant)]).await?;
-        let resolved = found.pop().ok_or(ErrorKind::Internal)??.ok_or(ErrorKind::UnknownTenant)?;
+        let resolved = found
+            .pop()
+            .ok_or(ErrorKind::Internal)??
+            .ok_or(ErrorKind::UnknownTenant)?;
         let version = resolved.record.tenant.version;
         let changed = self.control.set_status(&actor(), tenant, version, status).await?;
         self.biplane.invalidate(tenant).await;
@@ -115,6 +131,8 @@ fn actor() -> Actor {
 
 impl<T: Clone + Send + Sync + 'static> fmt::Debug for MemoryStack<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryStack").field("biplane", &self.biplane).finish_non_exhaustive()
+        f.debug_struct("MemoryStack")
+            .field("biplane", &self.biplane)
+            .finish_non_exhaustive()
     }
 }
