@@ -146,7 +146,10 @@ async fn whatever_is_damaged_the_others_are_found() {
     }
     let mut owner = owner(&backend.database).await;
     let of_tenant = |n: usize, what: &str| {
-        format!("update biplane_control.tenant set {what} where id = '{}'", tenants[n].id)
+        format!(
+            "update biplane_control.tenant set {what} where id = '{}'",
+            tenants[n].id
+        )
     };
     let of_source = |n: usize, what: &str| {
         let source = tenants[n].placement.source;
@@ -161,11 +164,19 @@ async fn whatever_is_damaged_the_others_are_found() {
         ("tenant", "tenant_isolation", of_tenant(1, "isolation = 'planet'")),
         ("tenant", "tenant_slug_form", of_tenant(2, "slug = 'NOT A SLUG'")),
         ("tenant", "none", of_tenant(3, "domains = '{localhost}'")),
-        ("tenant", "tenant_settings_object", of_tenant(4, "settings = '[]'")),
+        (
+            "tenant",
+            "tenant_settings_object",
+            of_tenant(4, "settings = '[]'"),
+        ),
         ("tenant", "none", of_tenant(5, "settings = '{\"n\": 1e400}'")),
         ("tenant", "tenant_version", of_tenant(6, "version = -1")),
         ("data_source", "data_source_pool", of_source(7, "pool_max = 0")),
-        ("data_source", "data_source_location", of_source(8, "location = 'moon'")),
+        (
+            "data_source",
+            "data_source_location",
+            of_source(8, "location = 'moon'"),
+        ),
         ("credential", "credential_role", credential(9, "root", "current")),
         ("credential", "credential_slot", credential(10, "app", "next")),
     ];
@@ -191,7 +202,12 @@ async fn whatever_is_damaged_the_others_are_found() {
     assert_eq!(broken, damages.len());
     // Writing to a damaged record is refused too, and repairing it by hand opens it again.
     let renamed = admin
-        .rename(&by(), tenants[0].id, tenants[0].version, Slug::parse("x").unwrap())
+        .rename(
+            &by(),
+            tenants[0].id,
+            tenants[0].version,
+            Slug::parse("x").unwrap(),
+        )
         .await;
     assert_eq!(renamed.unwrap_err().kind(), ErrorKind::MalformedRecord);
 }
@@ -217,7 +233,9 @@ async fn a_lookup_of_many_names_is_one_query() {
         .unwrap();
     assert!(found.iter().all(|found| found.as_ref().unwrap().is_some()));
     let log = control::cluster().await.log().unwrap();
-    let asked = log.lines().filter(|line| line.contains("execute") && line.contains("wanted"));
+    let asked = log
+        .lines()
+        .filter(|line| line.contains("execute") && line.contains("wanted"));
     assert_eq!(asked.count(), 1, "{log}");
 }
 

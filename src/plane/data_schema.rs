@@ -148,13 +148,13 @@ fn failed(error: sqlx::Error) -> Error {
             _ => "what the schema biplane grants to run-time roles, or to install it, its ownership",
         }),
         "BP003" => ErrorKind::WrongDatabase.into(),
-        "42704" => Error::new(ErrorKind::InvalidInput).detail("a role that is to read the schema does not exist"),
-        "42P01" | "42883" | "3F000" => {
-            Error::new(ErrorKind::SchemaMismatch).detail("the schema biplane is not installed in this database")
+        "42704" => {
+            Error::new(ErrorKind::InvalidInput).detail("a role that is to read the schema does not exist")
         }
-        "42P07" | "42723" | "42710" => {
-            Error::new(ErrorKind::SchemaMismatch).detail("something else has a name that the schema biplane needs")
-        }
+        "42P01" | "42883" | "3F000" => Error::new(ErrorKind::SchemaMismatch)
+            .detail("the schema biplane is not installed in this database"),
+        "42P07" | "42723" | "42710" => Error::new(ErrorKind::SchemaMismatch)
+            .detail("something else has a name that the schema biplane needs"),
         _ => error.into(),
     }
 }

@@ -107,12 +107,7 @@ impl MemoryCredentials {
         version
     }
 
-    fn look<T>(
-        &self,
-        source: &DataSource,
-        role: Role,
-        part: impl FnOnce(&Known) -> T,
-    ) -> Result<T, Error> {
+    fn look<T>(&self, source: &DataSource, role: Role, part: impl FnOnce(&Known) -> T) -> Result<T, Error> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known
             .get(&(source.id, role))
@@ -237,7 +232,11 @@ mod tests {
         );
         let first = credentials.set(source.id, Role::App, login());
         let shared = credentials.clone();
-        let second = shared.set(source.id, Role::App, Credential::without_password("peer").unwrap());
+        let second = shared.set(
+            source.id,
+            Role::App,
+            Credential::without_password("peer").unwrap(),
+        );
         assert!(second > first);
         assert_eq!(credentials.version(&source, Role::App).unwrap(), second);
         let opened = credentials.open(&source, Role::App).await.unwrap().credential;

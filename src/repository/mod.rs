@@ -7,11 +7,11 @@
 mod admin;
 mod changes;
 mod credentials;
+mod facts;
 mod logins;
 mod memory;
 #[cfg(feature = "postgres")]
 mod postgres;
-mod facts;
 mod rules;
 mod tenants;
 

@@ -92,7 +92,7 @@ impl<R> FaultyRepository<R> {
             .expect("the sender lives in self");
     }
 
-    /// Counts a call, then holds it or fails it as told. `true` if its answer has to be held back.
+    /// Counts a call, then holds it or fails it as told. Returns what is to become of its answer.
     async fn admit(&self) -> Result<Fault, Error> {
         let mut fault = self.fault.subscribe();
         self.calls.send_modify(|calls| *calls += 1);
@@ -169,10 +169,7 @@ mod tests {
         assert!((&mut call).now_or_never().is_none());
         faulty.reached(1).await;
         faulty.set(Fault::Unreachable);
-        assert_eq!(
-            call.await.unwrap_err().kind(),
-            ErrorKind::ControlPlaneUnavailable
-        );
+        assert_eq!(call.await.unwrap_err().kind(), ErrorKind::ControlPlaneUnavailable);
         faulty.set(Fault::None);
         assert_eq!(faulty.find(&names).await.unwrap().len(), 1);
         assert_eq!(faulty.calls(), 2);

@@ -1,6 +1,12 @@
 //! Control planes on a real server: one cluster for a test binary, one database for a test.
-#![expect(clippy::allow_attributes, reason = "whether something is unused differs from binary to binary")]
-#![allow(dead_code, reason = "each test binary uses a part, and what is unused in one is used in another")]
+#![expect(
+    clippy::allow_attributes,
+    reason = "whether something is unused differs from binary to binary"
+)]
+#![allow(
+    dead_code,
+    reason = "each test binary uses a part, and what is unused in one is used in another"
+)]
 
 use std::{
     path::PathBuf,
@@ -13,9 +19,7 @@ use std::{
 
 use biplane::{
     plane::{ControlDb, ControlOptions, RoleName},
-    repository::{
-        ChangeLog, ControlSchema, Grants, PgTenantAdmin, PgTenants, TenantAdmin, TenantRepository,
-    },
+    repository::{ChangeLog, ControlSchema, Grants, PgTenantAdmin, PgTenants, TenantAdmin, TenantRepository},
     secret::Credential,
     tenant::{TenantId, TenantRecord},
     testing::{
@@ -82,10 +86,7 @@ pub(crate) async fn owner(database: &str) -> PgConnection {
 
 pub(crate) async fn run(connection: &mut PgConnection, sql: impl Into<String>) -> sqlx::Result<()> {
     let sql: String = sql.into();
-    connection
-        .execute(raw_sql(AssertSqlSafe(sql)))
-        .await
-        .map(drop)
+    connection.execute(raw_sql(AssertSqlSafe(sql))).await.map(drop)
 }
 
 pub(crate) async fn text(connection: &mut PgConnection, sql: &str) -> String {
@@ -215,7 +216,14 @@ pub(crate) async fn psql(database: &str, script: &str) -> Result<(), String> {
     std::io::Write::write_all(&mut file, script.as_bytes()).unwrap();
     let output = Command::new(psql_program())
         .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", &endpoint.host])
-        .args(["-p", &endpoint.port.to_string(), "-U", who.username(), "-d", database])
+        .args([
+            "-p",
+            &endpoint.port.to_string(),
+            "-U",
+            who.username(),
+            "-d",
+            database,
+        ])
         .arg("-f")
         .arg(file.path())
         .env("PGPASSWORD", password.unwrap_or_default())

@@ -20,8 +20,8 @@ use crate::{
         rules::{self, Edit},
     },
     tenant::{
-        CredentialVersion, DataSource, DataSourceId, Domain, Isolation, Placement, Role, SealedText, Slug, Tenant,
-        TenantId, TenantStatus, Version,
+        CredentialVersion, DataSource, DataSourceId, Domain, Isolation, Placement, Role, SealedText, Slug,
+        Tenant, TenantId, TenantStatus, Version,
     },
 };
 
@@ -95,11 +95,12 @@ impl PgTenantAdmin {
     pub async fn prune_changes(&self, keep: Duration) -> Result<u64, Error> {
         // Nothing is older than a thousand years, and Postgres has no room for every `Duration`.
         const LONGEST: Duration = Duration::from_secs(1_000 * 365 * 86_400);
-        let removed: i64 = sqlx::query_scalar("select biplane_control.prune_changes(make_interval(secs => $1))")
-            .bind(keep.min(LONGEST).as_secs_f64())
-            .fetch_one(&self.control)
-            .await
-            .map_err(failed)?;
+        let removed: i64 =
+            sqlx::query_scalar("select biplane_control.prune_changes(make_interval(secs => $1))")
+                .bind(keep.min(LONGEST).as_secs_f64())
+                .fetch_one(&self.control)
+                .await
+                .map_err(failed)?;
         Ok(removed.unsigned_abs())
     }
 
@@ -115,7 +116,13 @@ impl PgTenantAdmin {
         Ok(tx)
     }
 
-    async fn edit(&self, by: &Actor, id: TenantId, expected: Version, edit: Edit<'_>) -> Result<Tenant, Error> {
+    async fn edit(
+        &self,
+        by: &Actor,
+        id: TenantId,
+        expected: Version,
+        edit: Edit<'_>,
+    ) -> Result<Tenant, Error> {
         rules::actor(by)?;
         rules::edit(edit)?;
         let mut tx = self.begin(by).await?;

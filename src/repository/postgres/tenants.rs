@@ -18,9 +18,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     plane::ControlDb,
-    repository::{
-        Change, ChangeHead, ChangeLog, Changes, Found, Page, PageItem, Subject, TenantRepository,
-    },
+    repository::{Change, ChangeHead, ChangeLog, Changes, Found, Page, PageItem, Subject, TenantRepository},
     tenant::{
         DataSource, DataSourceId, Incarnation, Resolved, Seq, TenantId, TenantRecord, TenantRef, Version,
     },
@@ -79,9 +77,7 @@ impl TenantRepository for PgTenants {
             if let (Some(place), Some(record)) = (place, records.get(&row.id)) {
                 *place = record.clone().map(|record| {
                     Some(match row.name_version {
-                        Some(version) => {
-                            Resolved::by_name(record, Version::new(version.unsigned_abs()))
-                        }
+                        Some(version) => Resolved::by_name(record, Version::new(version.unsigned_abs())),
                         None => Resolved::by_id(record),
                     })
                 });
@@ -131,9 +127,9 @@ impl PgTenants {
             .fetch_all(&self.control)
             .await
             .map_err(failed)?;
-        let first = rows.first().ok_or_else(|| {
-            Error::new(ErrorKind::SchemaMismatch).detail("biplane_control.meta has no row")
-        })?;
+        let first = rows
+            .first()
+            .ok_or_else(|| Error::new(ErrorKind::SchemaMismatch).detail("biplane_control.meta has no row"))?;
         let head = ChangeHead::new(Incarnation::from_uuid(first.incarnation), position(first.head));
         let truncated = after < first.pruned_through;
         let changes: Result<Vec<_>, _> = rows.iter().filter_map(LogRow::change).collect();
@@ -271,7 +267,9 @@ fn records(rows: &[Row]) -> HashMap<Uuid, Result<Arc<TenantRecord>, Error>> {
         .map(|(id, body)| {
             let record = read_tenant(body).and_then(|tenant| {
                 let source = sources.get(tenant.placement.source.as_uuid());
-                let source = source.cloned().unwrap_or_else(|| Err(ErrorKind::MalformedRecord.into()))?;
+                let source = source
+                    .cloned()
+                    .unwrap_or_else(|| Err(ErrorKind::MalformedRecord.into()))?;
                 Ok(Arc::new(TenantRecord::new(tenant, source)))
             });
             (id, record)
@@ -281,7 +279,8 @@ fn records(rows: &[Row]) -> HashMap<Uuid, Result<Arc<TenantRecord>, Error>> {
 
 fn json(body: &str) -> Result<serde_json::Value, Error> {
     // What serde_json says may quote the row.
-    serde_json::from_str(body).map_err(|_| Error::new(ErrorKind::MalformedRecord).detail("a number out of range"))
+    serde_json::from_str(body)
+        .map_err(|_| Error::new(ErrorKind::MalformedRecord).detail("a number out of range"))
 }
 
 fn position(seq: i64) -> Seq {
