@@ -13,7 +13,7 @@ pub mod router;
 pub mod secret;
 pub mod settings;
 pub mod tenant;
-
-pub use router::{Biplane, TenantRouter};
 #[cfg(feature = "testing")]
 pub mod testing;
+
+pub use router::{Biplane, TenantRouter};

@@ -16,6 +16,7 @@ use crate::{
     pool::{Dial, Logins, Pool, PoolOptions, Stack, check_server},
     repository::CredentialSource,
     secret::Credential,
+    settings::Settings,
     tenant::{
         CredentialVersion, DataSource, DataSourceId, Isolation, Location, PoolSettings, Role, Server, Tenant,
         TenantId, Version,
@@ -64,6 +65,17 @@ impl EnvironmentSource {
             credential,
             pool,
         }
+    }
+
+    /// The data source that the environment describes, if it does.
+    #[must_use]
+    pub fn from_settings(settings: &Settings) -> Option<Self> {
+        let data = settings.data()?;
+        Some(Self::new(
+            data.server().clone(),
+            data.credential().clone(),
+            data.pool(),
+        ))
     }
 }
 
@@ -294,7 +306,7 @@ impl Logins for SourceLogins {
             None => Ok(self
                 .options
                 .credentials
-                .open(&self.source, self.role)
+                .login(&self.source, self.role)
                 .await?
                 .credential),
         }

@@ -9,6 +9,7 @@ use crate::{
     error::{Error, ErrorKind},
     pool::{Dial, Logins, Pool, PoolOptions, PoolStats, Stack},
     secret::Credential,
+    settings::Settings,
     tenant::{Access, Role, Server, TenantId},
 };
 
@@ -40,6 +41,27 @@ impl ControlOptions {
             application_name: "biplane-control".into(),
             pool: PoolOptions::default().cap(NonZeroU32::MIN.saturating_add(3)),
         }
+    }
+
+    /// The control plane that the environment describes, with whatever its URL says about connections.
+    #[must_use]
+    pub fn from_settings(settings: &Settings) -> Self {
+        let dsn = settings.control();
+        let mut options = Self::new(dsn.server().clone(), dsn.credential().clone());
+        options.search_path = settings.control_search_path().into();
+        if let Some(name) = dsn.application_name() {
+            options.application_name = name.into();
+        }
+        if let Some(limit) = dsn.connection_limit() {
+            options.pool = options.pool.cap(limit);
+        }
+        if let Some(timeout) = dsn.connect_timeout() {
+            options.pool = options.pool.connect_timeout(timeout);
+        }
+        if let Some(timeout) = dsn.pool_timeout() {
+            options.pool = options.pool.wait_timeout(timeout);
+        }
+        options
     }
 }
 

@@ -13,6 +13,7 @@ use super::{PoolOptions, StatementLogging};
 use crate::{
     error::{Error, ErrorKind},
     secret::Credential,
+    settings::forbidden_environment,
     tenant::{CaCertificate, DatabaseId, Endpoint, Pooler, Server, TlsMode},
 };
 
@@ -216,15 +217,8 @@ pub(crate) fn check_server(server: &Server) -> Result<(), Error> {
 
 /// Refuses environment variables that sqlx reads into every connection and that nothing can override.
 pub(crate) fn check_environment() -> Result<(), Error> {
-    match ["PGOPTIONS", "PGSSLCERT", "PGSSLKEY", "PGSSLROOTCERT"]
-        .into_iter()
-        .find(|name| std::env::var_os(name).is_some())
-    {
-        Some(name) => Err(Error::new(ErrorKind::InvalidConfiguration).detail(format!(
-            "the environment variable {name} would reach every tenant's connection; unset it"
-        ))),
-        None => Ok(()),
-    }
+    forbidden_environment(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+        .map_err(|error| Error::new(ErrorKind::InvalidConfiguration).detail(error.to_string()))
 }
 
 /// `pg_temp` last, so that a temporary table never hides a real one.

@@ -20,35 +20,15 @@ use super::{CredentialSource, Login};
 /// Opens the credentials that the control plane stores, with the keys of this process.
 ///
 /// A credential stays sealed until a connection is made. The version is that of the record's current credential, so a
-/// rotation is noticed as soon as the record is. Exchanging the keyring means building another of these.
-#[derive(Clone)]
-pub struct KeyringCredentials {
-    keyring: Keyring,
-}
-
-impl KeyringCredentials {
-    /// Opens with these keys.
-    #[must_use]
-    pub const fn new(keyring: Keyring) -> Self {
-        Self { keyring }
-    }
-}
-
-impl fmt::Debug for KeyringCredentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyringCredentials").finish_non_exhaustive()
-    }
-}
-
+/// rotation is noticed as soon as the record is.
 #[async_trait]
-impl CredentialSource for KeyringCredentials {
+impl CredentialSource for Keyring {
     fn version(&self, source: &DataSource, role: Role) -> Result<CredentialVersion, Error> {
         stored(source, role).map(|stored| stored.version)
     }
 
-    async fn open(&self, source: &DataSource, role: Role) -> Result<Login, Error> {
-        self.keyring
-            .open_credential(source.id, role, &stored(source, role)?.sealed)
+    async fn login(&self, source: &DataSource, role: Role) -> Result<Login, Error> {
+        self.open_credential(source.id, role, &stored(source, role)?.sealed)
             .map(Login::new)
             .map_err(|error| unreadable(source, role, error))
     }
@@ -128,7 +108,7 @@ impl CredentialSource for MemoryCredentials {
         self.look(source, role, |known| known.version)
     }
 
-    async fn open(&self, source: &DataSource, role: Role) -> Result<Login, Error> {
+    async fn login(&self, source: &DataSource, role: Role) -> Result<Login, Error> {
         self.look(source, role, |known| Login::new(known.credential.clone()))
     }
 }
@@ -173,7 +153,7 @@ mod tests {
     #[tokio::test]
     async fn a_credential_opens_for_its_own_data_source_and_role_alone() {
         let keys = keyring(1);
-        let credentials = KeyringCredentials::new(keys.clone());
+        let credentials = keys.clone();
         let mut source = source_with(7, SealedText::new(""));
         let sealed = keys.seal_credential(source.id, Role::App, &login()).unwrap();
         source = DataSource {
@@ -184,18 +164,18 @@ mod tests {
             credentials.version(&source, Role::App).unwrap(),
             CredentialVersion::new(7)
         );
-        let opened = credentials.open(&source, Role::App).await.unwrap().credential;
+        let opened = credentials.login(&source, Role::App).await.unwrap().credential;
         assert_eq!(opened.username(), "app");
         assert_eq!(opened.password().unwrap().expose_secret(), "canary-pass");
 
         let elsewhere = source_with(1, sealed.clone());
-        let error = credentials.open(&elsewhere, Role::App).await.unwrap_err();
+        let error = credentials.login(&elsewhere, Role::App).await.unwrap_err();
         let key = Some(keys.primary());
         assert_eq!(error.kind(), ErrorKind::CredentialUnreadable { key });
 
         let stored = source.credentials[&Role::App].clone();
         source.credentials.insert(Role::Service, stored);
-        let error = credentials.open(&source, Role::Service).await.unwrap_err();
+        let error = credentials.login(&source, Role::Service).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::CredentialUnreadable { key });
         let texts = format!("{error} {error:?} {}", error.source().unwrap());
         assert!(!texts.contains("canary") && !texts.contains(sealed.as_str()));
@@ -210,15 +190,18 @@ mod tests {
             id: source.id,
             ..source_with(1, sealed)
         };
-        let credentials = KeyringCredentials::new(keyring(1));
-        let error = credentials.open(&source, Role::App).await.unwrap_err();
+        let credentials = keyring(1);
+        let error = credentials.login(&source, Role::App).await.unwrap_err();
         let key = Some(others.primary());
         assert_eq!(error.kind(), ErrorKind::CredentialUnreadable { key });
         assert!(error.to_string().contains(&others.primary().to_string()));
         let role = Role::ReadOnly;
         let missing = ErrorKind::MissingCredential { role };
         assert_eq!(credentials.version(&source, role).unwrap_err().kind(), missing);
-        assert_eq!(credentials.open(&source, role).await.unwrap_err().kind(), missing);
+        assert_eq!(
+            credentials.login(&source, role).await.unwrap_err().kind(),
+            missing
+        );
     }
 
     #[tokio::test]
@@ -239,7 +222,7 @@ mod tests {
         );
         assert!(second > first);
         assert_eq!(credentials.version(&source, Role::App).unwrap(), second);
-        let opened = credentials.open(&source, Role::App).await.unwrap().credential;
+        let opened = credentials.login(&source, Role::App).await.unwrap().credential;
         assert_eq!(opened.username(), "peer");
         assert!(!format!("{credentials:?}").contains("peer"));
     }

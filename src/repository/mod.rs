@@ -18,7 +18,7 @@ mod tenants;
 pub use admin::{Actor, AuditEntry, CredentialSlot, NewSource, NewTenant, SourceChange, TenantAdmin};
 pub use changes::{Change, ChangeHead, ChangeKind, ChangeLog, Changes, Subject};
 pub use credentials::{CredentialSource, Login};
-pub use logins::{KeyringCredentials, MemoryCredentials};
+pub use logins::MemoryCredentials;
 pub use memory::MemoryControl;
 #[cfg(feature = "postgres")]
 pub use postgres::{ControlSchema, Grants, PgTenantAdmin, PgTenants};

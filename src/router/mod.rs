@@ -10,6 +10,8 @@ mod clock;
 mod core;
 mod flights;
 mod options;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod stats;
 mod table;
 
@@ -17,8 +19,10 @@ use std::{fmt, fmt::Debug, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
+#[cfg(feature = "postgres")]
+pub use self::postgres::CheckedBuilder;
 pub use self::{
-    builder::{Builder, ConnectorSettings, Mapped},
+    builder::{Builder, ConnectorSettings, Mapped, MappedConnector},
     clock::Clock,
     options::CacheOptions,
     stats::RouterStats,
@@ -82,7 +86,7 @@ pub trait TenantRouter: Debug + Send + Sync + 'static {
 /// A router, as a service holds it: cheap to clone, and without a type parameter to carry through the application.
 ///
 /// ```
-/// use biplane::{Biplane, repository::memory::MemoryControl};
+/// use biplane::{Biplane, repository::MemoryControl};
 ///
 /// # #[derive(Clone, Default)] struct Notes;
 /// let biplane: Biplane<_> = Biplane::memory(MemoryControl::new(), |_tenant| Notes::default()).build()?;

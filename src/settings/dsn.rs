@@ -1,6 +1,6 @@
 //! Database URLs as fields.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, num::NonZeroU32, str::FromStr, time::Duration};
 
 use super::parse;
 use crate::{
@@ -46,7 +46,7 @@ use crate::{
 pub struct Dsn {
     pub(super) server: Server,
     pub(super) credential: Credential,
-    pub(super) pool: PoolSettings,
+    pub(super) connection_limit: Option<NonZeroU32>,
     pub(super) schema: Option<Box<str>>,
     pub(super) application_name: Option<Box<str>>,
     pub(super) connect_timeout: Option<Duration>,
@@ -100,10 +100,19 @@ impl Dsn {
         &self.credential
     }
 
-    /// `connection_limit`, with none kept idle; [`PoolSettings::default`] if the URL says nothing.
+    /// `connection_limit`: connections at most.
+    #[must_use]
+    pub fn connection_limit(&self) -> Option<NonZeroU32> {
+        self.connection_limit
+    }
+
+    /// `connection_limit` as pool settings, with none kept idle; [`PoolSettings::default`] if the URL says nothing.
     #[must_use]
     pub fn pool(&self) -> PoolSettings {
-        self.pool
+        let limit = self
+            .connection_limit
+            .map(|limit| PoolSettings::new(0, limit.get()));
+        limit.and_then(Result::ok).unwrap_or_default()
     }
 
     /// `schema` (or `search_path`): one schema name, as it is stored, without case folding. It holds letters, digits,
@@ -135,8 +144,9 @@ impl Dsn {
     /// still to be sealed. Schema, timeouts and application name have no place in the record and are dropped.
     #[must_use]
     pub fn into_source(self, id: DataSourceId, name: &str) -> (DataSource, Credential) {
+        let pool = self.pool();
         let mut source = DataSource::new(id, name, Location::Server(self.server));
-        source.pool = self.pool;
+        source.pool = pool;
         (source, self.credential)
     }
 

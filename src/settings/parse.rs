@@ -1,6 +1,6 @@
 //! The parser of database URLs. General URL parsers keep unwiped copies of the password and guess where it ends.
 
-use std::{net::Ipv6Addr, path::PathBuf, time::Duration};
+use std::{net::Ipv6Addr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 use zeroize::Zeroizing;
@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use super::dsn::{Dsn, DsnError, Parameter, UnknownParameters, UrlPart, WithoutPassword};
 use crate::{
     secret::Credential,
-    tenant::{CaCertificate, Endpoint, PoolSettings, Pooler, Server, Tls, TlsMode},
+    tenant::{CaCertificate, Endpoint, Pooler, Server, Tls, TlsMode},
 };
 
 /// Postgres cuts longer names off without an error (`NAMEDATALEN - 1`), so that two of them would become one.
@@ -66,7 +66,7 @@ pub(super) fn dsn(text: &str, without_password: WithoutPassword) -> Result<Dsn, 
     Ok(Dsn {
         server,
         credential,
-        pool: parameters.pool()?,
+        connection_limit: parameters.connection_limit()?,
         schema: parameters.schema()?,
         application_name: parameters.text(Parameter::ApplicationName)?,
         connect_timeout: parameters.seconds(Parameter::ConnectTimeout)?,
@@ -287,11 +287,10 @@ impl<'a> Parameters<'a> {
         Ok(seconds.map(|seconds| Duration::from_secs(seconds.into())))
     }
 
-    fn pool(&self) -> Result<PoolSettings, DsnError> {
-        let Some(max) = self.positive(Parameter::ConnectionLimit)? else {
-            return Ok(PoolSettings::default());
-        };
-        PoolSettings::new(0, max).map_err(|_| DsnError::Value(Parameter::ConnectionLimit))
+    fn connection_limit(&self) -> Result<Option<NonZeroU32>, DsnError> {
+        Ok(self
+            .positive(Parameter::ConnectionLimit)?
+            .and_then(NonZeroU32::new))
     }
 
     fn pooler(&self) -> Result<Pooler, DsnError> {
