@@ -1,4 +1,5 @@
 //! A data-plane database says which one it is, and run-time roles can ask but not change it.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod control;
 
@@ -132,18 +133,14 @@ async fn a_missing_privilege_is_named() {
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::MissingPrivilege);
     assert!(error.to_string().contains("CREATE on the database"), "{error}");
-    let mut owner = owner(&database).await;
-    DataSchema::install(&mut owner, DatabaseId::new(), &[])
-        .await
-        .unwrap();
+    let (mut owner, id) = (owner(&database).await, DatabaseId::new());
+    DataSchema::install(&mut owner, id, &[]).await.unwrap();
     let error = DataSchema::install(&mut plain, DatabaseId::new(), &[])
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::MissingPrivilege);
     assert!(error.to_string().contains("ownership of the schema"), "{error}");
     let missing = [RoleName::parse("no such role").unwrap()];
-    let error = DataSchema::install(&mut owner, DatabaseId::new(), &missing)
-        .await
-        .unwrap_err();
+    let error = DataSchema::install(&mut owner, id, &missing).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
 }

@@ -1,4 +1,5 @@
 //! The control plane in memory passes the suite, and the suite finds control planes that are wrong.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::{sync::Arc, time::Duration};
 

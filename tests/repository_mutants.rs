@@ -1,5 +1,6 @@
 //! Deliberately wrong control planes, each of which the conformance suite must find. A suite that lets one through
 //! promises something that it does not check.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod control;
 #[path = "control/wrong.rs"]

@@ -1,8 +1,4 @@
 //! Control planes on a real server: one cluster for a test binary, one database for a test.
-#![expect(
-    clippy::allow_attributes,
-    reason = "whether something is unused differs from binary to binary"
-)]
 #![allow(
     dead_code,
     reason = "each test binary uses a part, and what is unused in one is used in another"
