@@ -113,7 +113,7 @@ async fn story(servers: &Servers) -> Result<Proofs> {
         .rows_are_in_their_own_database_alone(servers, &older, &control.database, &written)
         .await?;
     proofs
-        .databases_say_which_they_are(&importer, servers, &written)
+        .data_sources_are_as_they_were(&importer, servers, &older, &written)
         .await?;
     proofs
         .control_plane_holds_nothing_readable(servers, &older, &control.database)

@@ -62,7 +62,7 @@ pub(crate) struct OlderSystems {
 impl OlderSystems {
     pub(crate) async fn set_up(servers: &Servers) -> Result<Self> {
         let key: [u8; 32] = random()?;
-        let key_text = base16(&key);
+        let key_text = hex(&key);
         let mut older = Self {
             crm: servers.name("crm"),
             cities: servers.name("cities"),
@@ -238,10 +238,6 @@ fn base64(bytes: &[u8]) -> String {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    base16(bytes)
-}
-
-fn base16(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -4,9 +4,10 @@ use std::fmt;
 
 use biplane::{
     Biplane,
+    error::ErrorKind,
     plane::{ControlDb, DataSchema},
     repository::TenantAdmin,
-    tenant::Slug,
+    tenant::{Location, Slug},
 };
 use sqlx::{AssertSqlSafe, PgConnection};
 
@@ -47,7 +48,7 @@ impl Proofs {
             ),
         );
         let refused = biplane.route(&Slug::parse("initech")?).await;
-        let unknown = refused.is_err_and(|error| error.kind() == biplane::error::ErrorKind::UnknownTenant);
+        let unknown = refused.is_err_and(|error| error.kind() == ErrorKind::UnknownTenant);
         self.add(
             unknown,
             "initech, whose row held the address of an API, was not half imported: no such tenant",
@@ -93,27 +94,51 @@ impl Proofs {
         Ok(())
     }
 
-    /// A database says which one it is, and the control plane means the same one.
-    pub(crate) async fn databases_say_which_they_are(
+    /// Databases say which ones they are, and the control plane means the same; pool settings and regions were kept.
+    pub(crate) async fn data_sources_are_as_they_were(
         &mut self,
         importer: &Importer<'_>,
         servers: &Servers,
+        older: &OlderSystems,
         written: &[Written],
     ) -> Result {
-        let mut agreed = 0;
+        let (mut agreed, mut kept) = (0, Vec::new());
         for Written { tenant, .. } in written {
             let source = importer.admin.source(tenant.slug.as_str()).await?;
             let source = source.ok_or("the data source was created by the import")?;
-            let biplane::tenant::Location::Server(server) = &source.location else {
+            let Location::Server(server) = &source.location else {
                 continue;
             };
             let mut owner = servers.data_server(server)?.connect(&server.database).await?;
             let said = DataSchema::read(&mut owner).await?;
             agreed += usize::from(said.is_some() && said == source.database_id);
+            let region = server.region.as_deref().unwrap_or_default();
+            kept.push(format!(
+                "{} {}-{} {region}",
+                source.name,
+                source.pool.min(),
+                source.pool.max()
+            ));
         }
         self.add(
             agreed == written.len(),
             format!("{agreed} databases say that they are the ones which the control plane means"),
+        );
+        // By the database's own means, so that the import does not vouch for itself.
+        let before: Vec<String> = sqlx::query_scalar(
+            "select format('%s %s-%s %s', slug, pool_settings ->> 'min', pool_settings ->> 'max', region) from tenants
+             where slug <> 'initech'",
+        )
+        .fetch_all(&mut servers.control.connect(&older.crm).await?)
+        .await?;
+        let shelbyville = "shelbyville 0-15 ".to_owned();
+        self.add(
+            before.len() == 3
+                && before
+                    .iter()
+                    .chain([&shelbyville])
+                    .all(|before| kept.contains(before)),
+            "pool settings and regions of the CRM, and a city's connection_limit, are those of before",
         );
         Ok(())
     }
