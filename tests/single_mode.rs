@@ -69,11 +69,8 @@ async fn deployment(mode: Mode, schema: &str) -> Deployment {
          grant select, insert on {schema}.note to {DATA_ROLE}"
     );
     run(&mut owner, business).await.unwrap();
-    let url = |database: &str, role| {
-        let cluster = CLUSTER_IS_UP.get().expect("the cluster was started above");
-        cluster.url(database, &login(role)).expose_secret().to_owned()
-    };
-    CLUSTER_IS_UP.set(cluster().await).ok();
+    let cluster = cluster().await;
+    let url = |database: &str, role| cluster.url(database, &login(role)).expose_secret().to_owned();
     let variables = HashMap::from([
         ("BIPLANE_MODE", mode.to_string()),
         ("BIPLANE_CONTROL_URL", url(&control, CONTROL_ROLE)),
@@ -85,9 +82,6 @@ async fn deployment(mode: Mode, schema: &str) -> Deployment {
         variables,
     }
 }
-
-static CLUSTER_IS_UP: std::sync::OnceLock<&'static biplane::testing::postgres::Cluster> =
-    std::sync::OnceLock::new();
 
 /// The program. It does not know how many databases there are.
 async fn start(settings: &Settings) -> Running {

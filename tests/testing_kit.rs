@@ -143,23 +143,19 @@ async fn add(db: impl TenantExecutor<'_>, text: &str) -> sqlx::Result<()> {
     insert.execute(db).await.map(drop)
 }
 
-fn options(database: &str, who: &Credential) -> PgConnectOptions {
-    let port = CLUSTER_PORT.get().copied().unwrap();
+async fn options(database: &str, who: &Credential) -> PgConnectOptions {
     PgConnectOptions::new_without_pgpass()
         .host("127.0.0.1")
-        .port(port)
+        .port(cluster().await.endpoint().port)
         .username(who.username())
         .password(who.password().unwrap().expose_secret())
         .database(database)
         .ssl_mode(PgSslMode::Disable)
 }
 
-static CLUSTER_PORT: std::sync::OnceLock<u16> = std::sync::OnceLock::new();
-
 /// A database with a table, as `#[sqlx::test]` would hand it over, and a login with a difficult password.
 async fn database_with_note(user: &str) -> (String, Credential) {
     let (cluster, database) = (cluster().await, database().await);
-    CLUSTER_PORT.get_or_init(|| cluster.endpoint().port);
     let password = SecretString::from("}|<?@:/%25 \u{fc}'\\");
     let login = cluster.create_role(user, &password, &[]).await.unwrap();
     let table = format!(
@@ -193,7 +189,7 @@ async fn user(db: &TenantDb) -> String {
 #[tokio::test]
 async fn a_handle_reaches_the_database_of_a_pool_with_its_login() {
     let (database, login) = database_with_note("kit_tcp").await;
-    let pool = pool_of(options(&database, &login)).await;
+    let pool = pool_of(options(&database, &login).await).await;
     let db = tenant_db(&pool).await.unwrap();
     add(&db, "single").await.unwrap();
     let mut tx = db.begin().await.unwrap();
@@ -210,7 +206,7 @@ async fn a_handle_reaches_the_database_of_a_pool_with_its_login() {
 async fn a_pool_on_a_socket_is_followed() {
     let (database, login) = database_with_note("kit_socket").await;
     let socket = cluster().await.socket_directory();
-    let pool = pool_of(options(&database, &login).socket(socket)).await;
+    let pool = pool_of(options(&database, &login).await.socket(socket)).await;
     let db = tenant_db(&pool).await.unwrap();
     let address = "select coalesce(host(inet_client_addr()), 'socket')";
     let address: String = sqlx::query_scalar(address).fetch_one(&db).await.unwrap();
@@ -222,7 +218,7 @@ async fn a_pool_on_a_socket_is_followed() {
 #[tokio::test]
 async fn every_role_connects_with_the_pools_login() {
     let (database, login) = database_with_note("kit_roles").await;
-    let db = tenant_db(&pool_of(options(&database, &login)).await)
+    let db = tenant_db(&pool_of(options(&database, &login).await).await)
         .await
         .unwrap();
     for role in Role::ALL {
@@ -235,8 +231,8 @@ async fn two_handles_on_two_databases_do_not_meet() {
     let (one, login) = database_with_note("kit_one").await;
     let (other, others_login) = database_with_note("kit_other").await;
     let (one, other) = (
-        pool_of(options(&one, &login)).await,
-        pool_of(options(&other, &others_login)).await,
+        pool_of(options(&one, &login).await).await,
+        pool_of(options(&other, &others_login).await).await,
     );
     add(&tenant_db(&one).await.unwrap(), "one").await.unwrap();
     add(&tenant_db(&other).await.unwrap(), "other").await.unwrap();
@@ -249,7 +245,7 @@ async fn two_handles_on_two_databases_do_not_meet() {
 #[tokio::test]
 async fn what_cannot_be_followed_is_refused() {
     let (database, login) = database_with_note("kit_refused").await;
-    let verified = options(&database, &login).ssl_mode(PgSslMode::VerifyFull);
+    let verified = options(&database, &login).await.ssl_mode(PgSslMode::VerifyFull);
     let pool = PgPoolOptions::new().connect_lazy_with(verified);
     let refused: Error = tenant_db(&pool).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidConfiguration);

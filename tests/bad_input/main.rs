@@ -2,33 +2,28 @@
 //! Postgres and on one in memory, also through an executor of sqlx's.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod before_asking;
+#[path = "../control/mod.rs"]
 mod control;
+mod in_memory;
+#[path = "../planes/mod.rs"]
 mod planes;
+mod unreachable;
 
 use std::time::Duration;
 
 use biplane::{
-    Biplane,
-    connector::memory::MemoryDb,
     error::{Error, ErrorKind},
-    keyring::{KeyMaterial, KeyState, Keyring},
-    plane::{ControlDb, ControlOptions, DataSchema, TenantDb, dangerous_assume_control},
-    repository::{
-        ControlSchema, CredentialSlot, Grants, MemoryControl, NewSource, PgTenants, TenantRepository,
-    },
+    plane::{DataSchema, TenantDb, dangerous_assume_control},
+    repository::{CredentialSlot, NewSource, TenantRepository},
     secret::Credential,
-    settings::{Dsn, Settings},
     tenant::{
-        DatabaseId, Domain, Isolation, Location, PoolSettings, Role, Server, Slug, Tenant, TenantId,
-        TenantRef, TenantStatus, Tls, TlsMode,
-    },
-    testing::{
-        faulty::{Fault, FaultyRepository},
-        postgres::Cluster,
+        DatabaseId, Domain, Isolation, Location, Role, Server, Slug, Tenant, TenantId, TenantRef,
+        TenantStatus, Tls, TlsMode,
     },
 };
 use control::{ROUTER, cluster, damage, login, owner, run};
-use planes::{CANARY, Home, Planes, by, judge, judge_sqlx, keyring, says_nothing_secret, slug};
+use planes::{Home, Planes, by, judge, judge_sqlx, keyring, says_nothing_secret, slug};
 use secrecy::SecretString;
 use sqlx::postgres::PgQueryResult;
 
@@ -38,14 +33,14 @@ macro_rules! on_both_control_planes {
         mod postgres_control {
             $(#[tokio::test]
             async fn $case() {
-                super::$case(super::Planes::postgres().await).await;
+                crate::$case(crate::Planes::postgres().await).await;
             })+
         }
 
         mod memory_control {
             $(#[tokio::test]
             async fn $case() {
-                super::$case(super::Planes::memory().await).await;
+                crate::$case(crate::Planes::memory().await).await;
             })+
         }
     };
@@ -318,6 +313,8 @@ async fn a_server_that_does_not_answer(planes: Planes) {
     feature = "tls-native-tls"
 )))]
 async fn a_tls_mode_that_cannot_be_met(planes: Planes) {
+    use biplane::plane::{ControlDb, ControlOptions};
+
     let advice = "build with a tls- feature";
     for mode in [TlsMode::Require, TlsMode::VerifyCa, TlsMode::VerifyFull] {
         let mut server = cluster().await.server("postgres");
@@ -446,260 +443,6 @@ async fn at_named(planes: &Planes, server: Server, name: &str) -> Home {
     home
 }
 
-// ------------------------------------------------------------------------------------------- an unreachable control plane
-
-/// A control plane on a server of its own, which may die, over a tenant's database on the one that stays.
-#[tokio::test]
-async fn a_control_plane_that_was_killed() {
-    let planes = Planes::postgres().await;
-    let home = planes.add("acme").await;
-    let mortal = Cluster::start().await.unwrap();
-    mortal.create_database("control").await.unwrap();
-    let password = SecretString::from(format!("{CANARY}-router"));
-    let router = mortal.create_role("router", &password, &[]).await.unwrap();
-    let grants = Grants::none().router(biplane::plane::RoleName::parse("router").unwrap());
-    let mut owner = mortal.connect("control").await.unwrap();
-    ControlSchema::install_on(&mut owner, &grants).await.unwrap();
-    copy_tenants(&planes, &mut owner).await;
-    drop(owner);
-
-    let control = ControlDb::connect(ControlOptions::new(mortal.server("control"), router)).unwrap();
-    let biplane = Biplane::postgres(PgTenants::new(control.clone()), planes.keyring.clone())
-        .build()
-        .unwrap();
-    let held = biplane.route(&home.tenant.slug).await.unwrap();
-    works(&held).await;
-
-    mortal.kill().await.unwrap();
-    biplane.invalidate(home.tenant.id).await;
-    let (kind, advice) = (
-        ErrorKind::ControlPlaneUnavailable,
-        "could not be asked; try again",
-    );
-    // A name that exists, one that does not, and one never asked for: nobody can tell them apart now.
-    let domain = Domain::parse("acme.example").unwrap();
-    for _ in 0..2 {
-        judge(&biplane.route(&home.tenant.slug).await.unwrap_err(), kind, advice);
-        judge(&biplane.route(&slug("nobody")).await.unwrap_err(), kind, advice);
-        judge(&biplane.route(&domain).await.unwrap_err(), kind, advice);
-        judge(&biplane.route(TenantId::new()).await.unwrap_err(), kind, advice);
-    }
-    refused(&held, kind, advice).await;
-    let misplaced = control.misplaced_tables(&["note"]).await.unwrap_err();
-    judge(&misplaced, kind, advice);
-    let tenants = PgTenants::new(control.clone());
-    judge(
-        &tenants.find(&[TenantRef::Id(home.tenant.id)]).await.unwrap_err(),
-        kind,
-        advice,
-    );
-    judge(&ControlSchema::check(&control).await.unwrap_err(), kind, advice);
-
-    mortal.start_again().await.unwrap();
-    works(&held).await;
-    works(&biplane.route(&home.tenant.slug).await.unwrap()).await;
-    let unknown = biplane.route(&slug("nobody")).await.unwrap_err();
-    judge(&unknown, ErrorKind::UnknownTenant, "no such tenant");
-}
-
-/// The rows of one control plane in another one, by SQL, as a restored backup has them.
-async fn copy_tenants(from: &Planes, to: &mut sqlx::PgConnection) {
-    let mut source = owner(&from.control().database).await;
-    let mut sql = String::from("set session_replication_role = replica;");
-    for table in ["data_source", "credential", "tenant", "tenant_name"] {
-        let rows: String = control::text(
-            &mut source,
-            &format!("select coalesce(jsonb_agg(t), '[]') from biplane_control.{table} as t"),
-        )
-        .await;
-        let rows = rows.replace('\'', "''");
-        sql.push_str(&format!(
-            "delete from biplane_control.{table};
-             insert into biplane_control.{table}
-             select * from jsonb_populate_recordset(null::biplane_control.{table}, '{rows}');"
-        ));
-    }
-    run(to, sql).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_control_plane_that_never_answers() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut server = cluster().await.server("control");
-    server.endpoints[0].port = listener.local_addr().unwrap().port();
-    let control = ControlDb::connect(ControlOptions::new(server, login(ROUTER))).unwrap();
-    let options = biplane::router::CacheOptions::default().load_timeout(Duration::from_millis(200));
-    let biplane: Biplane = Biplane::postgres(PgTenants::new(control), keyring())
-        .cache(options)
-        .build()
-        .unwrap();
-    let unanswered = biplane.route(&slug("acme")).await.unwrap_err();
-    judge(&unanswered, ErrorKind::ControlPlaneUnavailable, "try again");
-}
-
-#[tokio::test]
-async fn a_control_plane_that_refuses_the_login() {
-    let database = control::database().await;
-    let wrong = Credential::new(ROUTER, SecretString::from("canary-wrong")).unwrap();
-    let biplane: Biplane =
-        Biplane::postgres(PgTenants::new(control::handle(&database, wrong).await), keyring())
-            .build()
-            .unwrap();
-    let refused = biplane.route(&slug("acme")).await.unwrap_err();
-    judge(
-        &refused,
-        ErrorKind::ControlPlaneUnavailable,
-        "refused the credential",
-    );
-}
-
-#[tokio::test]
-async fn a_control_plane_without_its_schema() {
-    let database = control::database().await;
-    let control = control::handle(&database, login(ROUTER)).await;
-    let biplane: Biplane = Biplane::postgres(PgTenants::new(control), keyring())
-        .build()
-        .unwrap();
-    let missing = biplane.route(&slug("acme")).await.unwrap_err();
-    judge(&missing, ErrorKind::SchemaMismatch, "install or migrate it");
-}
-
-#[tokio::test]
-async fn a_control_plane_in_memory_that_cannot_be_asked() {
-    let planes = Planes::memory().await;
-    let home = planes.add("acme").await;
-    let faulty = FaultyRepository::new(planes.tenants.clone());
-    let biplane = Biplane::postgres(faulty.clone(), planes.keyring.clone())
-        .build()
-        .unwrap();
-    let held = biplane.route(&home.tenant.slug).await.unwrap();
-    works(&held).await;
-    faulty.set(Fault::Unreachable);
-    biplane.invalidate(home.tenant.id).await;
-    let (kind, advice) = (
-        ErrorKind::ControlPlaneUnavailable,
-        "could not be asked; try again",
-    );
-    judge(&biplane.route(&home.tenant.slug).await.unwrap_err(), kind, advice);
-    judge(&biplane.route(&slug("nobody")).await.unwrap_err(), kind, advice);
-    refused(&held, kind, advice).await;
-    faulty.set(Fault::None);
-    works(&held).await;
-    judge(
-        &biplane.route(&slug("nobody")).await.unwrap_err(),
-        ErrorKind::UnknownTenant,
-        "no such",
-    );
-}
-
-// ------------------------------------------------------------------------------------------- data in memory
-
-type Store = MemoryDb<Vec<String>>;
-
-struct Memory {
-    planes: Planes,
-    faulty: FaultyRepository<planes::Shared>,
-    biplane: Biplane<Store>,
-    tenant: Tenant,
-    db: Store,
-}
-
-/// A control plane and data in memory, and a handle on a tenant.
-async fn memory() -> Memory {
-    let planes = Planes::memory().await;
-    let (tenant, _) = planes
-        .place("acme", NewSource::new("acme", Location::Memory))
-        .await;
-    let faulty = FaultyRepository::new(planes.tenants.clone());
-    let biplane = Biplane::memory(faulty.clone(), |_| Vec::new()).build().unwrap();
-    let db = biplane.route(&tenant.slug).await.unwrap();
-    db.write(|notes: &mut Vec<String>| notes.push("first".into()))
-        .await
-        .unwrap();
-    Memory {
-        planes,
-        faulty,
-        biplane,
-        tenant,
-        db,
-    }
-}
-
-async fn refused_in_memory(db: &Store, kind: ErrorKind, advice: &str) {
-    judge(&db.read(Vec::len).await.unwrap_err(), kind, advice);
-    judge(&db.write(Vec::clear).await.unwrap_err(), kind, advice);
-    judge(&db.begin().await.unwrap_err(), kind, advice);
-}
-
-#[tokio::test]
-async fn in_memory_an_unknown_name() {
-    let memory = memory().await;
-    let unknown = memory.biplane.route(&slug("nobody")).await.unwrap_err();
-    judge(&unknown, ErrorKind::UnknownTenant, "no such tenant");
-}
-
-#[tokio::test]
-async fn in_memory_a_control_plane_that_cannot_be_asked() {
-    let memory = memory().await;
-    memory.faulty.set(Fault::Unreachable);
-    memory.biplane.invalidate(memory.tenant.id).await;
-    let (kind, advice) = (ErrorKind::ControlPlaneUnavailable, "try again");
-    judge(
-        &memory.biplane.route(&slug("nobody")).await.unwrap_err(),
-        kind,
-        advice,
-    );
-    refused_in_memory(&memory.db, kind, advice).await;
-    memory.faulty.set(Fault::None);
-    assert_eq!(memory.db.read(Vec::len).await.unwrap(), 1);
-}
-
-#[tokio::test]
-async fn in_memory_a_malformed_record() {
-    let memory = memory().await;
-    let (other, source) = (slug("other"), NewSource::new("other", Location::Memory));
-    memory.planes.place("other", source).await;
-    let home = Home {
-        tenant: memory.tenant.clone(),
-        source: memory.tenant.placement.source,
-        database: String::new(),
-        database_id: DatabaseId::new(),
-        login: login(ROUTER),
-    };
-    memory.planes.spoil(&home).await;
-    memory.biplane.invalidate(memory.tenant.id).await;
-    refused_in_memory(&memory.db, ErrorKind::MalformedRecord, "correct it there").await;
-    let neighbour = memory.biplane.route(&other).await.unwrap();
-    assert_eq!(neighbour.read(Vec::len).await.unwrap(), 0);
-}
-
-#[tokio::test]
-async fn in_memory_a_tenant_that_is_not_open() {
-    let memory = memory().await;
-    let tenant = set_status(&memory.planes, &memory.tenant, TenantStatus::ReadOnly).await;
-    memory.biplane.invalidate(tenant.id).await;
-    assert_eq!(memory.db.read(Vec::len).await.unwrap(), 1);
-    let refused = memory.db.write(Vec::clear).await.unwrap_err();
-    judge(&refused, ErrorKind::ReadOnly, "open for reads only");
-    let status = TenantStatus::Suspended;
-    set_status(&memory.planes, &tenant, status).await;
-    memory.biplane.invalidate(tenant.id).await;
-    refused_in_memory(&memory.db, ErrorKind::Inactive { status }, "suspended").await;
-}
-
-#[tokio::test]
-async fn in_memory_a_closed_router() {
-    let memory = memory().await;
-    memory.biplane.close(Duration::from_secs(1)).await;
-    let (kind, advice) = (ErrorKind::Closed, "the router is closed");
-    judge(
-        &memory.biplane.route(&memory.tenant.slug).await.unwrap_err(),
-        kind,
-        advice,
-    );
-    refused_in_memory(&memory.db, kind, advice).await;
-}
-
 /// A data source in memory has no server, and a data source of the environment may have none either.
 #[tokio::test]
 async fn a_data_source_of_another_make_than_the_connector() {
@@ -718,58 +461,6 @@ async fn a_data_source_of_another_make_than_the_connector() {
         .unwrap();
     let db = planes.biplane().route(&tenant.slug).await.unwrap();
     refused(&db, ErrorKind::InvalidConfiguration, "use the memory connector").await;
-}
-
-// ------------------------------------------------------------------------------------------- before anything is asked
-
-#[test]
-fn names_that_nobody_can_have() {
-    let long = "a".repeat(64);
-    for (text, advice) in [
-        ("", "at least one character"),
-        (long.as_str(), "at most 63 characters"),
-        ("no spaces", "letters a to z, digits and hyphens"),
-        ("caf\u{e9}", "letters a to z, digits and hyphens"),
-        ("-acme", "neither starts nor ends with a hyphen"),
-        ("acme\0", "letters a to z, digits and hyphens"),
-    ] {
-        let error = Error::from(Slug::parse(text).unwrap_err());
-        judge(&error, ErrorKind::InvalidName, advice);
-    }
-    let long = format!("{}.example", "a.".repeat(200));
-    for (text, advice) in [
-        ("", "at least one character"),
-        (long.as_str(), "at most 253 characters"),
-        ("localhost", "at least two labels"),
-        ("127.0.0.1", "not an IP address"),
-        ("shop.example:0", "a port from 1 to 65535"),
-        ("sh op.example", "letters, digits and inner hyphens"),
-    ] {
-        let error = Error::from(Domain::parse(text).unwrap_err());
-        judge(&error, ErrorKind::InvalidName, advice);
-    }
-    let error = Error::from("canary".parse::<TenantId>().unwrap_err());
-    judge(&error, ErrorKind::InvalidName, "an id is a UUID such as");
-}
-
-#[test]
-fn pool_settings_that_cannot_work() {
-    for ((min, max), advice) in [
-        ((0, 0), "max is 0; a pool needs at least one connection"),
-        ((3, 2), "min is larger than max; keep min at or below max"),
-    ] {
-        let error = Error::from(PoolSettings::new(min, max).unwrap_err());
-        judge(&error, ErrorKind::InvalidConfiguration, advice);
-        let json = serde_json::json!({ "min": min, "max": max });
-        let error = serde_json::from_value::<PoolSettings>(json).unwrap_err();
-        assert!(error.to_string().contains(advice), "{error}");
-    }
-    let error = Dsn::parse("postgres://u:canary-password@db.example/d?connection_limit=0").unwrap_err();
-    says_nothing_secret(&error);
-    assert_eq!(
-        error.to_string(),
-        "the parameter connection_limit takes a number of connections, 1 or more"
-    );
 }
 
 /// Neither the schema nor, if somebody goes around it, the reader lets such settings through.
@@ -801,61 +492,6 @@ async fn pool_settings_that_cannot_work_in_the_control_plane() {
             check (pool_min >= 0 and pool_min <= pool_max and pool_max > 0)";
         run(&mut owner, constraint).await.unwrap();
     }
-}
-
-#[test]
-fn urls_that_do_not_lead_to_a_database() {
-    for (url, advice) in [
-        (
-            "https://acme.api.example/canary",
-            "wanted is the connection string",
-        ),
-        (
-            "postgres://canary@db.example/d",
-            "the URL holds no password; add it, or say require_auth=none",
-        ),
-        ("postgres://canary:@db.example/d", "the URL holds no password"),
-        (
-            "postgres://u:canary@db.example/d?sslmode=never",
-            "sslmode takes disable, prefer, require",
-        ),
-        (
-            "postgres://u:canary@db.example/d?secret=canary",
-            "not supported: secret",
-        ),
-        ("postgres://u:canary@db.example", "names no database"),
-    ] {
-        let error = Dsn::parse(url).unwrap_err();
-        // The texts show the form of a URL, and nothing of this one.
-        let said = format!("{error} {error:?}");
-        assert!(said.contains(advice), "{said}");
-        assert!(
-            !said.contains(CANARY) && !said.contains("db.example/d") && !said.contains("acme"),
-            "{said}"
-        );
-
-        let settings = Settings::from_lookup(|name| (name == "BIPLANE_CONTROL_URL").then(|| url.to_owned()));
-        let error = settings.unwrap_err();
-        let said = format!("{error} {error:?} {}", std::error::Error::source(&error).unwrap());
-        assert!(
-            said.contains("BIPLANE_CONTROL_URL") && said.contains(advice),
-            "{said}"
-        );
-        assert!(!said.contains(CANARY), "{said}");
-    }
-}
-
-#[test]
-fn cache_and_keys_that_cannot_work() {
-    let options = biplane::router::CacheOptions::default().fresh_for(Duration::ZERO);
-    let router = Biplane::memory(MemoryControl::new(), |_| ())
-        .cache(options)
-        .build();
-    judge(&router.unwrap_err(), ErrorKind::InvalidConfiguration, "fresh_for");
-    let error = Keyring::builder().build().unwrap_err();
-    assert_eq!(error.to_string(), "no key is primary");
-    let pending = Keyring::builder().key(KeyMaterial::generate().unwrap(), KeyState::Pending);
-    assert!(pending.build().is_err());
 }
 
 /// The kind survives the way through code that returns sqlx's errors, wherever it wraps an executor of its own.
