@@ -4,6 +4,7 @@ use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration}
 
 use crate::{
     keyring::KeyId,
+    settings::{DsnError, SettingsError},
     tenant::{DomainError, IdError, Isolation, PoolSettingsError, Role, SlugError, TenantStatus},
 };
 
@@ -274,6 +275,8 @@ from! {
     DomainError => InvalidName,
     IdError => InvalidName,
     PoolSettingsError => InvalidConfiguration,
+    DsnError => InvalidConfiguration,
+    SettingsError => InvalidConfiguration,
 }
 
 #[cfg(test)]

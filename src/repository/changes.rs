@@ -1,6 +1,6 @@
 //! Following changes.
 
-use std::{fmt, fmt::Debug, num::NonZeroU32, str::FromStr, time::SystemTime};
+use std::{fmt, fmt::Debug, num::NonZeroU32, str::FromStr, sync::Arc, time::SystemTime};
 
 use async_trait::async_trait;
 
@@ -34,6 +34,19 @@ pub trait ChangeLog: Debug + Send + Sync + 'static {
     /// # Cancel safety
     /// Safe: reads only.
     async fn since(&self, after: Seq, limit: NonZeroU32) -> Result<Changes, Error>;
+}
+
+/// A shared one is one, so that a caller may keep a handle on what it gives to a router.
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: ChangeLog + ?Sized> ChangeLog for Arc<T> {
+    async fn head(&self) -> Result<ChangeHead, Error> {
+        T::head(self).await
+    }
+
+    async fn since(&self, after: Seq, limit: NonZeroU32) -> Result<Changes, Error> {
+        T::since(self, after, limit).await
+    }
 }
 
 /// Where a change log stands.
