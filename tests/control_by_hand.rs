@@ -3,7 +3,10 @@
 
 mod control;
 
-use biplane::{repository::ChangeLog, tenant::TenantStatus};
+use biplane::{
+    repository::{ChangeKind, ChangeLog, TenantAdmin},
+    tenant::TenantStatus,
+};
 use control::{ACME, EAST, OTHER, WEST, WHO, by_hand, refused, run, text, world};
 
 #[tokio::test]
@@ -280,6 +283,10 @@ async fn what_has_the_wrong_form_is_refused() {
         "domains = '{10.0.0.1}'",
         "domains = '{a..example}'",
         "domains = '{-a.example}'",
+        "domains = '{a.0x1f}'",
+        // A null equals nothing: the names beside it would be neither released nor claimed from then on.
+        "domains = domains || null::text",
+        "domains = '{null}'",
         "settings = '[]'",
         "settings = '1'",
         "settings = 'null'",
@@ -371,6 +378,68 @@ async fn plaintext_is_refused_without_repeating_it() {
     .await
     .unwrap();
     refused(&mut owner, sql, "23514").await;
+}
+
+#[tokio::test]
+async fn a_url_in_place_of_an_address_is_refused_without_repeating_it() {
+    let (_, mut owner) = world().await;
+    let url = "postgres://app:canary@db.example/acme";
+    let endpoint =
+        |host: &str| format!("'[{{\"host\": \"h\", \"port\": 1}}, {{\"host\": \"{host}\", \"port\": 1}}]'");
+    for (column, value) in [
+        ("database", format!("'{url}'")),
+        ("cluster", format!("'{url}'")),
+        ("region", format!("'{url}'")),
+        ("tls_ca_file", format!("'{url}'")),
+        ("endpoints", endpoint(url)),
+        ("endpoints", endpoint("app:canary@db.example")),
+    ] {
+        let sql = format!("update biplane_control.data_source set {column} = {value} where name = 'east'");
+        let (code, said) = by_hand(&mut owner, &sql).await.expect_err(column);
+        assert_eq!(code, "23514", "{column}");
+        assert!(
+            said.contains("data_source_no_url") && !said.contains("canary"),
+            "{said}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_port_written_as_a_decimal_is_that_port() {
+    let (backend, mut owner) = world().await;
+    by_hand(
+        &mut owner,
+        "update biplane_control.data_source set location = 'server', cluster = 'c', database = 'd',
+            endpoints = '[{\"host\": \"h\", \"port\": 6432.0}]', tls_mode = 'prefer', pooler = 'direct'
+         where name = 'east'",
+    )
+    .await
+    .unwrap();
+    let source = backend.pg_admin().source("east").await.unwrap().unwrap();
+    let biplane::tenant::Location::Server(server) = source.location else {
+        panic!("{:?}", source.location);
+    };
+    assert_eq!(server.endpoints[0].port, 6432);
+}
+
+#[tokio::test]
+async fn a_change_of_a_later_release_does_not_stop_a_reader() {
+    let (backend, mut owner) = world().await;
+    control::damage(
+        &mut owner,
+        "change",
+        "change_kind",
+        "update biplane_control.change set kind = 'merged' where seq = 2",
+    )
+    .await;
+    let limit = std::num::NonZeroU32::new(10).unwrap();
+    let changes = backend
+        .pg_tenants()
+        .since(biplane::tenant::Seq::ZERO, limit)
+        .await
+        .unwrap();
+    assert_eq!(changes.changes[1].kind, ChangeKind::Other);
+    assert_eq!(changes.changes.len(), 5);
 }
 
 #[tokio::test]

@@ -10,8 +10,8 @@ use biplane::{
     tenant::TenantRef,
 };
 use control::{
-    ADMIN, ROUTER, by_hand, cluster, create_role, database, grants, handle, login, owner, psql, refused, run,
-    text, world,
+    ADMIN, ROUTER, by_hand, cluster, create_role, database, grants, handle, login, owner, pg_dump, psql,
+    refused, run, text, world,
 };
 use sqlx::PgConnection;
 
@@ -375,6 +375,191 @@ async fn an_admin_writes_through_the_triggers_alone() {
         "select nextval('biplane_control.change_seq')",
     ] {
         refused(&mut admin, sql, "42501").await;
+    }
+}
+
+/// Any role of the database may take any advisory lock.
+#[tokio::test]
+async fn nobody_who_may_only_read_keeps_others_from_writing() {
+    let (backend, mut owner) = world().await;
+    let mut router = cluster()
+        .await
+        .connect_as(&login(ROUTER), &backend.database)
+        .await
+        .unwrap();
+    run(&mut router, "begin; select count(*) from biplane_control.change")
+        .await
+        .unwrap();
+    let keys = "select array_agg(distinct key)::text from pg_proc,
+        lateral regexp_matches(prosrc, 'advisory[a-z_]*\\(([0-9]+)', 'g') as found, unnest(found) as key
+        where pronamespace = 'biplane_control'::regnamespace";
+    let keys: String = text(&mut owner, keys).await;
+    for key in keys
+        .trim_matches(['{', '}'])
+        .split(',')
+        .filter(|key| !key.is_empty())
+    {
+        run(&mut router, format!("select pg_advisory_xact_lock({key})"))
+            .await
+            .unwrap();
+    }
+    for sql in [
+        "lock biplane_control.change in row share mode",
+        "select from biplane_control.meta for key share",
+    ] {
+        let mut other = cluster()
+            .await
+            .connect_as(&login(ROUTER), &backend.database)
+            .await
+            .unwrap();
+        refused(&mut other, sql, "42501").await;
+    }
+    run(&mut owner, "set lock_timeout = '5s'").await.unwrap();
+    by_hand(
+        &mut owner,
+        "update biplane_control.tenant set settings = '{\"a\": 1}' where slug = 'acme'",
+    )
+    .await
+    .expect("a reader's locks are in nobody's way");
+}
+
+/// What somebody with `CREATE` on `public` leaves there would otherwise run as the owner, with each change.
+#[tokio::test]
+async fn a_function_of_somebody_else_is_not_taken_for_postgres_own() {
+    let database = database().await;
+    let mut superuser = owner(&database).await;
+    for arguments in [
+        "uuid, uuid",
+        "text, text, jsonb, text, text, text, text, text, bigint",
+    ] {
+        let trap = format!(
+            "create function public.num_nonnulls({arguments}) returns int language plpgsql as
+             'begin raise exception ''trapped''; end'"
+        );
+        run(&mut superuser, trap).await.unwrap();
+    }
+    ControlSchema::install_on(&mut superuser, &grants())
+        .await
+        .unwrap();
+    let search_path = text(&mut superuser, "select current_setting('search_path')").await;
+    assert_eq!(search_path, "\"$user\", public", "the session has its own again");
+}
+
+#[tokio::test]
+async fn hidden_rows_are_not_unknown_tenants() {
+    let (backend, mut owner) = world().await;
+    let tenants = backend.pg_tenants();
+    let slug = biplane::tenant::Slug::parse("acme").unwrap();
+    let id = control::ACME.parse().unwrap();
+    let limit = std::num::NonZeroU32::new(10).unwrap();
+    let hidden = |error: biplane::error::Error| assert_eq!(error.kind(), ErrorKind::MissingPrivilege);
+    for table in ["tenant", "tenant_name", "data_source", "credential"] {
+        let row_security =
+            |switch: &str| format!("alter table biplane_control.{table} {switch} row level security");
+        run(&mut owner, row_security("enable")).await.unwrap();
+        hidden(tenants.find(&[TenantRef::Slug(&slug)]).await.unwrap_err());
+        hidden(tenants.find(&[TenantRef::Id(id)]).await.unwrap_err());
+        hidden(tenants.list(None, limit).await.unwrap_err());
+        let by = biplane::repository::Actor::new("ann", "a test");
+        let version = biplane::tenant::Version::FIRST;
+        hidden(backend.pg_admin().delete(&by, id, version).await.unwrap_err());
+        hidden(backend.pg_admin().source("no such source").await.unwrap_err());
+        run(&mut owner, row_security("disable")).await.unwrap();
+    }
+    run(
+        &mut owner,
+        "alter table biplane_control.change enable row level security",
+    )
+    .await
+    .unwrap();
+    hidden(
+        tenants
+            .since(biplane::tenant::Seq::ZERO, limit)
+            .await
+            .unwrap_err(),
+    );
+    hidden(tenants.head().await.unwrap_err());
+    assert!(tenants.find(&[TenantRef::Slug(&slug)]).await.unwrap()[0].is_ok());
+}
+
+/// In these words a standby cancels a query that replay cannot wait for.
+#[tokio::test]
+async fn a_cancelled_reader_could_not_tell() {
+    let (backend, mut owner) = world().await;
+    run(
+        &mut owner,
+        format!(
+            "alter table biplane_control.tenant_name rename to names;
+             create function biplane_control.cancel() returns boolean language plpgsql as
+                'begin raise exception using errcode = ''40001''; end';
+             create view biplane_control.tenant_name as
+                select * from biplane_control.names where biplane_control.cancel();
+             grant select on biplane_control.tenant_name to {ROUTER};
+             alter view biplane_control.tenant_name owner to postgres;
+             grant execute on function biplane_control.cancel to {ROUTER}"
+        ),
+    )
+    .await
+    .unwrap();
+    let slug = biplane::tenant::Slug::parse("acme").unwrap();
+    let error = backend
+        .pg_tenants()
+        .find(&[TenantRef::Slug(&slug)])
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ControlPlaneUnavailable, "{error}");
+}
+
+#[tokio::test]
+async fn a_dump_restores_and_the_control_plane_goes_on() {
+    let (backend, mut source) = world().await;
+    for privileges in [&[][..], &["--no-privileges"]] {
+        let dump = pg_dump(&backend.database, privileges).await;
+        let database = database().await;
+        psql(&database, &dump).await.unwrap();
+        psql(&database, &ControlSchema::install_sql(&grants()))
+            .await
+            .unwrap();
+        let mut restored = owner(&database).await;
+        assert_eq!(
+            fingerprint(&mut restored, "biplane_control").await,
+            fingerprint(&mut source, "biplane_control").await
+        );
+        let incarnation = "select incarnation from biplane_control.meta";
+        let before = text(&mut restored, incarnation).await;
+        assert_eq!(before, text(&mut source, incarnation).await);
+        run(
+            &mut restored,
+            "update biplane_control.meta set incarnation = gen_random_uuid()",
+        )
+        .await
+        .unwrap();
+        let backend = control::Postgres {
+            router: handle(&database, login(ROUTER)).await,
+            admin: handle(&database, login(ADMIN)).await,
+            database: database.clone(),
+        };
+        let head = backend.pg_tenants().head().await.unwrap();
+        assert_ne!(head.incarnation.to_string(), before);
+        by_hand(
+            &mut restored,
+            "update biplane_control.tenant set slug = 'acme-2' where slug = 'acme'",
+        )
+        .await
+        .unwrap();
+        assert!(backend.pg_tenants().head().await.unwrap().seq > head.seq);
+        refused(
+            &mut restored,
+            "update biplane_control.audit set actor = 'bob'",
+            "BC001",
+        )
+        .await;
+        let mut router = cluster()
+            .await
+            .connect_as(&login(ROUTER), &database)
+            .await
+            .unwrap();
+        refused(&mut router, "select biplane_control.prune_changes('0')", "42501").await;
     }
 }
 

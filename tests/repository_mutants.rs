@@ -52,7 +52,7 @@ async fn tampered(pieces: &[(&str, &str)]) -> Postgres {
     .await
 }
 
-const COMMIT_LOCK: &str = "perform pg_advisory_xact_lock(7093274293666998017);";
+const COMMIT_LOCK: &str = "perform 1 from biplane_control.meta for no key update;";
 const DEFERRED: &str = "create constraint trigger audit_appends_change after insert on biplane_control.audit
     deferrable initially deferred for each row";
 const IMMEDIATE: &str =

@@ -148,10 +148,12 @@ pub enum ChangeKind {
     Credential,
     /// It was deleted.
     Deleted,
+    /// In a way that this release has no word for, because a later one wrote the log.
+    Other,
 }
 
 impl ChangeKind {
-    /// Every kind.
+    /// Every kind that this release writes.
     pub const ALL: [Self; 8] = [
         Self::Created,
         Self::Names,
@@ -175,6 +177,7 @@ impl ChangeKind {
             Self::Address => "address",
             Self::Credential => "credential",
             Self::Deleted => "deleted",
+            Self::Other => "other",
         }
     }
 }

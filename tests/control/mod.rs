@@ -246,36 +246,44 @@ pub(crate) async fn world() -> (Postgres, PgConnection) {
 
 /// Runs a script with psql, as a DBA would.
 pub(crate) async fn psql(database: &str, script: &str) -> Result<(), String> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, script.as_bytes()).unwrap();
+    let path = file.path().to_str().unwrap();
+    client(
+        "psql",
+        database,
+        &["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", path],
+    )
+    .await
+    .map(drop)
+}
+
+/// Dumps a database as SQL.
+pub(crate) async fn pg_dump(database: &str, options: &[&str]) -> String {
+    client("pg_dump", database, options).await.unwrap()
+}
+
+async fn client(program: &str, database: &str, arguments: &[&str]) -> Result<String, String> {
     let cluster = cluster().await;
     let who = cluster.superuser();
     let endpoint = cluster.endpoint();
     let password = who.password().map(secrecy::ExposeSecret::expose_secret);
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    std::io::Write::write_all(&mut file, script.as_bytes()).unwrap();
-    let output = Command::new(psql_program())
-        .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", &endpoint.host])
-        .args([
-            "-p",
-            &endpoint.port.to_string(),
-            "-U",
-            who.username(),
-            "-d",
-            database,
-        ])
-        .arg("-f")
-        .arg(file.path())
+    let output = Command::new(client_program(program))
+        .args(["-h", &endpoint.host, "-p", &endpoint.port.to_string()])
+        .args(["-U", who.username(), "-d", database])
+        .args(arguments)
         .env("PGPASSWORD", password.unwrap_or_default())
         .stdin(Stdio::null())
         .output()
         .unwrap();
     if output.status.success() {
-        Ok(())
+        Ok(String::from_utf8(output.stdout).unwrap())
     } else {
         Err(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 }
 
-fn psql_program() -> PathBuf {
+fn client_program(program: &str) -> PathBuf {
     let named = std::env::var_os("BIPLANE_PG_BIN").map(PathBuf::from).into_iter();
     let path = std::env::var_os("PATH").unwrap_or_default();
     let debian = std::fs::read_dir("/usr/lib/postgresql")
@@ -285,7 +293,7 @@ fn psql_program() -> PathBuf {
     named
         .chain(std::env::split_paths(&path))
         .chain(debian)
-        .map(|directory| directory.join("psql"))
+        .map(|directory| directory.join(program))
         .find(|program| program.exists())
-        .expect("install postgresql-client: this test runs the printed SQL with psql")
+        .unwrap_or_else(|| panic!("install postgresql-client: this test runs {program} as a DBA would"))
 }
