@@ -48,12 +48,7 @@ impl MemoryCredentials {
         version
     }
 
-    fn look<T>(
-        &self,
-        source: &DataSource,
-        role: Role,
-        part: impl FnOnce(&Known) -> T,
-    ) -> Result<T, Error> {
+    fn look<T>(&self, source: &DataSource, role: Role, part: impl FnOnce(&Known) -> T) -> Result<T, Error> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known
             .get(&(source.id, role))

@@ -7,9 +7,9 @@
 mod admin;
 mod changes;
 mod credentials;
+mod facts;
 mod logins;
 mod memory;
-mod facts;
 mod rules;
 mod tenants;
 

@@ -6,8 +6,8 @@
 use crate::{
     error::{Error, ErrorKind},
     tenant::{
-        CaCertificate, DataSourceId, Domain, Isolation, Location, SealedText, Server, Slug, Tenant, TenantStatus,
-        Version,
+        CaCertificate, DataSourceId, Domain, Isolation, Location, SealedText, Server, Slug, Tenant,
+        TenantStatus, Version,
     },
 };
 
@@ -114,9 +114,7 @@ pub(super) fn sealed(text: &SealedText) -> Result<(), Error> {
     let form = (parts.next(), parts.next(), parts.next());
     let ok = if let (Some("bp1"), Some(key), Some(body)) = form {
         key.len() == 16
-            && key
-                .bytes()
-                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+            && key.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
             && body.len() >= SHORTEST_BODY
             && body.len() % 4 != 1
             && body
@@ -175,7 +173,9 @@ fn check_server(server: &Server) -> Result<(), Error> {
         Some(CaCertificate::Pem(pem)) => no_nul(pem)?,
         Some(CaCertificate::File(path)) => match path.to_str() {
             None | Some("") => {
-                return Err(invalid("the file of the certificate authority has a name in UTF-8"));
+                return Err(invalid(
+                    "the file of the certificate authority has a name in UTF-8",
+                ));
             }
             Some(path) => no_nul(path)?,
         },
@@ -209,7 +209,9 @@ fn settings(value: &serde_json::Value) -> Result<(), Error> {
 
 fn no_nul(text: &str) -> Result<(), Error> {
     if text.contains('\0') {
-        return Err(invalid("a text holds a NUL character, which Postgres cannot store"));
+        return Err(invalid(
+            "a text holds a NUL character, which Postgres cannot store",
+        ));
     }
     Ok(())
 }

@@ -169,10 +169,7 @@ mod tests {
         assert!((&mut call).now_or_never().is_none());
         faulty.reached(1).await;
         faulty.set(Fault::Unreachable);
-        assert_eq!(
-            call.await.unwrap_err().kind(),
-            ErrorKind::ControlPlaneUnavailable
-        );
+        assert_eq!(call.await.unwrap_err().kind(), ErrorKind::ControlPlaneUnavailable);
         faulty.set(Fault::None);
         assert_eq!(faulty.find(&names).await.unwrap().len(), 1);
         assert_eq!(faulty.calls(), 2);

@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use crate::{
     error::{Error, ErrorKind},
     tenant::{
-        CredentialVersion, DataSource, DataSourceId, Domain, Incarnation, Isolation, Role, SealedText, Seq, Slug,
-        Tenant, TenantId, TenantRef, TenantStatus, Version,
+        CredentialVersion, DataSource, DataSourceId, Domain, Incarnation, Isolation, Role, SealedText, Seq,
+        Slug, Tenant, TenantId, TenantRef, TenantStatus, Version,
     },
 };
 

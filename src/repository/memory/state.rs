@@ -15,15 +15,15 @@ use uuid::Uuid;
 use crate::{
     error::{Error, ErrorKind},
     tenant::{
-        CredentialVersion, DataSource, DataSourceId, Domain, Incarnation, Isolation, Location, Placement, Resolved,
-        Role, RoleCredentials, SealedText, Seq, Slug, StoredCredential, Tenant, TenantId, TenantRecord, TenantRef,
-        TenantStatus, Version,
+        CredentialVersion, DataSource, DataSourceId, Domain, Incarnation, Isolation, Location, Placement,
+        Resolved, Role, RoleCredentials, SealedText, Seq, Slug, StoredCredential, Tenant, TenantId,
+        TenantRecord, TenantRef, TenantStatus, Version,
     },
 };
 
 use super::super::{
-    Actor, AuditEntry, Change, ChangeHead, ChangeKind, Changes, CredentialSlot, Found, NewSource, NewTenant, Page,
-    PageItem, SourceChange, Subject,
+    Actor, AuditEntry, Change, ChangeHead, ChangeKind, Changes, CredentialSlot, Found, NewSource, NewTenant,
+    Page, PageItem, SourceChange, Subject,
     facts::{differences, source_facts, tenant_facts},
     rules::{self, Edit},
 };
@@ -364,12 +364,10 @@ impl State {
 
     fn log(&mut self, by: &Actor, subject: Subject, kinds: &[ChangeKind], changed: Value) {
         let at = SystemTime::now();
-        self.audit
-            .push(AuditEntry::new(at, by.clone(), subject, changed));
+        self.audit.push(AuditEntry::new(at, by.clone(), subject, changed));
         for kind in kinds {
             self.seq = self.seq.next();
-            self.changes
-                .push_back(Change::new(self.seq, subject, *kind, at));
+            self.changes.push_back(Change::new(self.seq, subject, *kind, at));
         }
     }
 }

@@ -94,10 +94,7 @@ async fn seed_tenant(admin: &dyn TenantAdmin, tenant: &Tenant) {
     new.domains = tenant.domains.clone();
     new.isolation = tenant.placement.isolation;
     new.settings = tenant.settings.clone();
-    let mut stored = admin
-        .create(&by(), new)
-        .await
-        .expect("a new tenant is accepted");
+    let mut stored = admin.create(&by(), new).await.expect("a new tenant is accepted");
     for status in way_to(tenant.status) {
         stored = admin
             .set_status(&by(), stored.id, stored.version, *status)

@@ -51,8 +51,7 @@ pub async fn each_change_is_logged_by_kind(backend: &dyn Backend) {
         .set_credential(&by(), east, Role::App, CredentialSlot::Current, None, sealed('a'))
         .await
         .expect("a sealed value is accepted");
-    log.expect(Subject::Source(east), &[ChangeKind::Credential])
-        .await;
+    log.expect(Subject::Source(east), &[ChangeKind::Credential]).await;
 }
 
 /// Deletion is logged as such.
@@ -73,7 +72,11 @@ pub async fn deletion_is_logged(backend: &dyn Backend) {
         .await
         .expect("a tenant that is being provisioned can be deleted");
     let changes = log.next().await;
-    assert!(changes.iter().all(|change| change.subject == Subject::Tenant(acme.id)));
+    assert!(
+        changes
+            .iter()
+            .all(|change| change.subject == Subject::Tenant(acme.id))
+    );
     assert!(changes.iter().any(|change| change.kind == ChangeKind::Deleted));
 }
 

@@ -230,13 +230,14 @@ pub async fn a_record_is_of_one_moment(backend: &dyn Backend) {
                 let ended = done.load(Ordering::Acquire);
                 let name = slug("acme");
                 let found = find_one(&*tenants, TenantRef::Slug(&name)).await;
-                let record = found
-                    .expect("the record is readable")
-                    .expect("it exists")
-                    .record;
+                let record = found.expect("the record is readable").expect("it exists").record;
                 let placement = record.tenant.placement;
                 let even = placement.epoch.value() % 2 == 0;
-                let expected = if even { (west, Isolation::Schema) } else { (east, Isolation::Row) };
+                let expected = if even {
+                    (west, Isolation::Schema)
+                } else {
+                    (east, Isolation::Row)
+                };
                 assert_eq!((placement.source, placement.isolation), expected);
                 assert_eq!(record.source.id, placement.source);
                 assert!(Some(record.tenant.version) >= last, "a reader never goes back");
@@ -250,7 +251,11 @@ pub async fn a_record_is_of_one_moment(backend: &dyn Backend) {
     }
     let mut moved = acme;
     for n in 0..40 {
-        let (source, isolation) = if n % 2 == 0 { (west, Isolation::Schema) } else { (east, Isolation::Row) };
+        let (source, isolation) = if n % 2 == 0 {
+            (west, Isolation::Schema)
+        } else {
+            (east, Isolation::Row)
+        };
         moved = world
             .admin
             .place(&by(), moved.id, moved.version, source, isolation)

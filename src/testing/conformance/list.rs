@@ -160,9 +160,15 @@ mod tests {
                 .filter_map(|line| line.strip_prefix("pub async fn ")?.split('(').next())
                 .collect();
             assert!(behaviours.len() > 4, "{part}");
-            let (_, section) = list.split_once(&format!("{part}: [")).expect("the part is listed");
+            let (_, section) = list
+                .split_once(&format!("{part}: ["))
+                .expect("the part is listed");
             let (section, _) = section.split_once(']').expect("the list ends");
-            let listed: Vec<_> = section.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+            let listed: Vec<_> = section
+                .split(',')
+                .map(str::trim)
+                .filter(|name| !name.is_empty())
+                .collect();
             assert_eq!(listed, behaviours, "{part}");
         }
     }

@@ -257,11 +257,7 @@ pub async fn deletion_frees_the_domains(backend: &dyn Backend) {
     assert_eq!(gone.expect("it can be told"), None);
     let mut next = new_tenant("next", east);
     next.domains = vec![shop.clone()];
-    let next = world
-        .admin
-        .create(&by(), next)
-        .await
-        .expect("the domain is free");
+    let next = world.admin.create(&by(), next).await.expect("the domain is free");
     assert_eq!(
         tenant_of(&*world.tenants, TenantRef::Domain(&shop)).await.id,
         next.id

@@ -129,10 +129,7 @@ pub async fn names_have_versions_and_ids_have_none(backend: &dyn ReadBackend) {
             .unwrap_or_else(|| panic!("{name} names a tenant"));
         match name {
             TenantName::Id(_) => assert_eq!(found.name_version, None),
-            _ => assert!(
-                found.name_version >= Some(Version::FIRST),
-                "{name} has a version"
-            ),
+            _ => assert!(found.name_version >= Some(Version::FIRST), "{name} has a version"),
         }
     }
 }
@@ -245,7 +242,10 @@ async fn list_all(tenants: &dyn TenantRepository, size: u32) -> Vec<TenantId> {
             .list(after, at_most(size))
             .await
             .expect("the control plane answers");
-        assert!(page.items.len() <= size as usize, "a page is not larger than asked");
+        assert!(
+            page.items.len() <= size as usize,
+            "a page is not larger than asked"
+        );
         ids.extend(page.items.iter().map(|item| item.id));
         match page.next {
             None => return ids,

@@ -10,8 +10,8 @@ use crate::{
     error::ErrorKind,
     repository::{Actor, NewSource, SourceChange},
     tenant::{
-        CaCertificate, DataSource, DataSourceId, DatabaseId, Endpoint, Location, PoolSettings, Pooler, Server,
-        TenantRef, Tls, TlsMode, Version,
+        CaCertificate, DataSource, DataSourceId, DatabaseId, Endpoint, Location, PoolSettings, Pooler,
+        Server, TenantRef, Tls, TlsMode, Version,
     },
 };
 
@@ -206,12 +206,7 @@ pub async fn the_audit_says_what_changed(backend: &dyn Backend) {
     change.pool = Some(PoolSettings::new(0, 30).expect("0 is at most 30"));
     world
         .admin
-        .update_source(
-            &Actor::new("ann", "more load"),
-            east,
-            Version::FIRST,
-            change,
-        )
+        .update_source(&Actor::new("ann", "more load"), east, Version::FIRST, change)
         .await
         .expect("the change is accepted");
     let entries = world.admin.audit(None, at_most(1)).await.expect("it answers");

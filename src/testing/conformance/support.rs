@@ -9,8 +9,8 @@ use crate::{
     error::{Error, ErrorKind},
     repository::{Actor, Found, NewSource, NewTenant, TenantAdmin, TenantRepository},
     tenant::{
-        CaCertificate, DataSource, DataSourceId, DatabaseId, Domain, Endpoint, Isolation, Location, Placement,
-        PoolSettings, Pooler, SealedText, Server, Slug, Tenant, TenantId, TenantRecord, TenantRef,
+        CaCertificate, DataSource, DataSourceId, DatabaseId, Domain, Endpoint, Isolation, Location,
+        Placement, PoolSettings, Pooler, SealedText, Server, Slug, Tenant, TenantId, TenantRecord, TenantRef,
         TenantStatus, Tls, TlsMode, Version,
     },
 };
@@ -43,7 +43,11 @@ pub fn example_tenants() -> Vec<TenantRecord> {
         .zip(1u16..)
         .zip(&ids)
         .map(|((status, n), id)| {
-            let isolation = if n % 2 == 0 { Isolation::Schema } else { Isolation::Row };
+            let isolation = if n % 2 == 0 {
+                Isolation::Schema
+            } else {
+                Isolation::Row
+            };
             let placement = Placement::new(shared.id, isolation);
             let mut tenant = Tenant::new(*id, slug(&format!("tenant-{n}")), placement);
             tenant.status = status;
@@ -57,11 +61,7 @@ pub fn example_tenants() -> Vec<TenantRecord> {
             TenantRecord::new(tenant, Arc::clone(&shared))
         })
         .collect();
-    let mut alone = Tenant::new(
-        ids[7],
-        slug("alone"),
-        Placement::new(own.id, Isolation::Database),
-    );
+    let mut alone = Tenant::new(ids[7], slug("alone"), Placement::new(own.id, Isolation::Database));
     alone.status = TenantStatus::Active;
     alone.placement.epoch = alone.placement.epoch.next().next();
     records.push(TenantRecord::new(alone, own));
@@ -81,7 +81,10 @@ pub(super) fn example_source(name: &str, n: u16) -> DataSource {
 }
 
 pub(super) fn example_server(name: &str, n: u16) -> Server {
-    let mut server = Server::new(Endpoint::new(format!("{name}.db.example"), 5432), format!("data_{n}"));
+    let mut server = Server::new(
+        Endpoint::new(format!("{name}.db.example"), 5432),
+        format!("data_{n}"),
+    );
     server.endpoints.push(Endpoint::new("2001:db8::1", 6432));
     server.cluster = "east".into();
     server.region = Some("eu-central-1".into());
@@ -110,10 +113,7 @@ pub(super) fn at_most(limit: u32) -> NonZeroU32 {
 
 /// A text of the form that a sealed credential has, which opens nothing.
 pub(super) fn sealed(mark: char) -> SealedText {
-    SealedText::new(format!(
-        "bp1.0123456789abcdef.{}",
-        mark.to_string().repeat(100)
-    ))
+    SealedText::new(format!("bp1.0123456789abcdef.{}", mark.to_string().repeat(100)))
 }
 
 #[track_caller]

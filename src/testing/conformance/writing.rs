@@ -11,9 +11,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     repository::{Actor, NewTenant},
-    tenant::{
-        DataSourceId, Epoch, Isolation, Tenant, TenantId, TenantRef, TenantStatus, Version,
-    },
+    tenant::{DataSourceId, Epoch, Isolation, Tenant, TenantId, TenantRef, TenantStatus, Version},
 };
 
 /// A new tenant is being provisioned, at version 1 and epoch 1, and is found as it was given.
@@ -140,10 +138,7 @@ pub async fn status_follows_the_edges(backend: &dyn Backend) {
         for to in TenantStatus::ALL {
             let name = format!("{from}-{to}").replace('_', "");
             let tenant = world.tenant_in(&name, east, from).await;
-            let result = world
-                .admin
-                .set_status(&by(), tenant.id, tenant.version, to)
-                .await;
+            let result = world.admin.set_status(&by(), tenant.id, tenant.version, to).await;
             if from.can_become(to) {
                 let changed = result.unwrap_or_else(|error| panic!("{from} to {to}: {error}"));
                 assert_eq!(changed.status, to);
@@ -315,10 +310,7 @@ pub async fn what_changes_nothing_leaves_no_trace(backend: &dyn Backend) {
         .expect("a new tenant is accepted");
     let head = backend.changes().head().await.expect("it answers");
     let same = [
-        world
-            .admin
-            .rename(&by(), acme.id, acme.version, acme.slug)
-            .await,
+        world.admin.rename(&by(), acme.id, acme.version, acme.slug).await,
         world
             .admin
             .set_settings(&by(), acme.id, acme.version, acme.settings.clone())
@@ -388,12 +380,11 @@ pub async fn the_audit_says_who_why_and_what(backend: &dyn Backend) {
         .await
         .expect("it answers");
     assert_eq!(of_other.len(), 1);
-    let all = world
-        .admin
-        .audit(None, at_most(1_000))
-        .await
-        .expect("it answers");
-    assert!(all.len() >= of_acme.len() + of_other.len() + 2, "sources included");
+    let all = world.admin.audit(None, at_most(1_000)).await.expect("it answers");
+    assert!(
+        all.len() >= of_acme.len() + of_other.len() + 2,
+        "sources included"
+    );
     assert_eq!(&all[..1], &of_acme[..1]);
 }
 
@@ -468,11 +459,7 @@ impl Write {
                 }
                 Self::Settings => admin.set_settings(by, id, expected, json!({ "plan": 2 })).await,
                 Self::Place => admin.place(by, id, expected, to, Isolation::Row).await,
-                Self::Status => {
-                    admin
-                        .set_status(by, id, expected, TenantStatus::Suspended)
-                        .await
-                }
+                Self::Status => admin.set_status(by, id, expected, TenantStatus::Suspended).await,
             }
         }
     }
