@@ -3,6 +3,10 @@
 //!
 //! `cargo bench --bench keyring`. The gates are: `open/binary` at most 2.3 times, `open/text` at most 3.3 times
 //! `open/aes-256-gcm`.
+#![expect(
+    clippy::unwrap_used,
+    reason = "what cannot fail here should say so where it does"
+)]
 
 use std::hint::black_box;
 

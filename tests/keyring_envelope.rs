@@ -1,4 +1,8 @@
 //! What a sealed value promises: it opens for ever, in its own context alone, and in no other form.
+#![expect(
+    clippy::unwrap_used,
+    reason = "what cannot fail here should say so where it does"
+)]
 
 use std::{collections::HashSet, num::NonZeroU32};
 

@@ -1,4 +1,8 @@
 //! Loading keys: what is accepted, and that everything else is refused with an error of its own.
+#![expect(
+    clippy::unwrap_used,
+    reason = "what cannot fail here should say so where it does"
+)]
 
 use std::{
     env,
@@ -108,9 +112,15 @@ fn weak_keys_are_refused_in_every_spelling() {
         assert!(weak(&KeyMaterial::parse(&hex).unwrap_err()));
         assert!(weak(&Keyring::parse(&hex).unwrap_err()));
     }
-    let mut almost = printable;
-    almost[31] = 0x7f;
-    assert!(KeyMaterial::from_bytes(&almost).is_ok());
+    // Both ends of what is printable, and just beyond them.
+    for (edge, refused) in [(b' ', true), (b'~', true), (0x1f, false), (0x7f, false)] {
+        let mut bytes = printable;
+        bytes[31] = edge;
+        match KeyMaterial::from_bytes(&bytes) {
+            Err(error) => assert!(refused && weak(&error), "{edge}: {error}"),
+            Ok(_) => assert!(!refused, "{edge}"),
+        }
+    }
     let mut almost = [0; 32];
     almost[31] = 1;
     assert!(KeyMaterial::from_bytes(&almost).is_ok());

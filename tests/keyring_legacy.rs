@@ -1,4 +1,8 @@
 //! What is promised about values of an older system: its own vectors open, and nothing that it would have let through.
+#![expect(
+    clippy::unwrap_used,
+    reason = "what cannot fail here should say so where it does"
+)]
 
 use biplane::keyring::{
     Context, KeyMaterial, KeyState, Keyring, KeyringError, LegacyEncoding, LegacyKey, LegacyOpener,

@@ -1,5 +1,12 @@
 //! What users of the throwaway servers rely on.
 
+#![cfg(unix)]
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![expect(
+    clippy::print_stdout,
+    reason = "one test talks to itself in another process, one prints a measurement"
+)]
+
 use std::{
     collections::HashSet,
     io::{BufRead, BufReader, Read, Write},

@@ -261,7 +261,7 @@ mod tests {
 
     /// From C2SP's specification.
     #[test]
-    #[ignore = "minutes without optimisation: cargo test --release --lib accumulator -- --ignored"]
+    #[ignore = "minutes without --release: cargo test --release --lib accumulator -- --ignored"]
     fn published_accumulator_of_1_000_000() {
         assert_eq!(
             accumulated(1_000_000),

@@ -44,17 +44,23 @@ fn hex_digit(value: u8) -> u8 {
     b'0' + value + (letter as u8 & (b'a' - b'0' - 10))
 }
 
-const NOT_BASE64URL: u8 = 0xff;
+/// A bit above the 24 that a group stands for.
+const NOT_BASE64URL: u32 = 1 << 24;
 
-const BASE64URL: [u8; 256] = {
+/// What a character stands for at each place of a group of four.
+static BASE64URL: [[u32; 256]; 4] = {
     let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut table = [NOT_BASE64URL; 256];
-    let mut value = 0;
-    while value < alphabet.len() {
-        table[alphabet[value] as usize] = value as u8;
-        value += 1;
+    let mut tables = [[NOT_BASE64URL; 256]; 4];
+    let mut place = 0;
+    while place < 4 {
+        let mut value = 0;
+        while value < alphabet.len() {
+            tables[place][alphabet[value] as usize] = (value as u32) << (18 - 6 * place);
+            value += 1;
+        }
+        place += 1;
     }
-    table
+    tables
 };
 
 /// How many bytes so many characters of unpadded base64 stand for. One character over a group of four stands for
@@ -73,33 +79,40 @@ pub(super) fn base64url(text: &[u8], out: &mut [u8]) -> Result<(), BadEncoding> 
     if base64url_len(text.len()) != Some(out.len()) {
         return Err(BadEncoding);
     }
-    let value = |character: u8| BASE64URL[usize::from(character)];
-    let mut bad = 0;
     let (groups, rest) = text.as_chunks::<4>();
     let (triples, last) = out.as_chunks_mut::<3>();
+    let mut bad = 0;
     for (group, triple) in groups.iter().zip(triples) {
-        let [a, b, c, d] = group.map(value);
-        bad |= a | b | c | d;
-        *triple = [a << 2 | b >> 4, b << 4 | c >> 2, c << 6 | d];
+        let value = value_of(*group);
+        bad |= value;
+        let [_, a, b, c] = value.to_be_bytes();
+        *triple = [a, b, c];
     }
-    // Valid values use six bits; the bits above say that one was not valid.
-    bad &= 0xc0;
+    bad &= NOT_BASE64URL;
+    // `A` stands for nothing but zero bits, and so may fill the last group; the bits that it leaves over must be zero.
     match (rest, last) {
         ([], []) => {}
         (&[a, b], [first]) => {
-            let (a, b) = (value(a), value(b));
-            bad |= (a | b) & 0xc0 | b & 0x0f;
-            *first = a << 2 | b >> 4;
+            let value = value_of([a, b, b'A', b'A']);
+            bad |= value & (NOT_BASE64URL | 0xffff);
+            *first = (value >> 16) as u8;
         }
         (&[a, b, c], [first, second]) => {
-            let (a, b, c) = (value(a), value(b), value(c));
-            bad |= (a | b | c) & 0xc0 | c & 0x03;
-            *first = a << 2 | b >> 4;
-            *second = b << 4 | c >> 2;
+            let value = value_of([a, b, c, b'A']);
+            bad |= value & (NOT_BASE64URL | 0xff);
+            *first = (value >> 16) as u8;
+            *second = (value >> 8) as u8;
         }
         _ => return Err(BadEncoding),
     }
     if bad == 0 { Ok(()) } else { Err(BadEncoding) }
+}
+
+/// The 24 bits of a group, and [`NOT_BASE64URL`] if one of its characters is none of the alphabet.
+#[inline(always)]
+fn value_of(group: [u8; 4]) -> u32 {
+    let [a, b, c, d] = group.map(usize::from);
+    BASE64URL[0][a] | BASE64URL[1][b] | BASE64URL[2][c] | BASE64URL[3][d]
 }
 
 #[cfg(test)]

@@ -51,7 +51,6 @@ impl Keyring {
     pub const MAX_PLAINTEXT: NonZeroU32 = NonZeroU32::MIN.saturating_add(64 * 1024 - 1);
 
     /// Starts an empty keyring.
-    #[must_use]
     pub fn builder() -> KeyringBuilder {
         KeyringBuilder {
             keys: Vec::new(),

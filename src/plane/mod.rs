@@ -21,9 +21,11 @@
 mod conn;
 mod control;
 mod dangerous;
+mod data_schema;
 mod db;
 mod executor;
 mod lease;
+mod role_name;
 mod statement;
 mod tables;
 mod tx;
@@ -34,8 +36,10 @@ pub use self::{
     conn::Conn,
     control::ControlOptions,
     dangerous::{Assumed, dangerous_assume_control, dangerous_assume_tenant},
+    data_schema::DataSchema,
     db::Db,
     executor::{ControlExecutor, TenantExecutor},
+    role_name::{RoleName, RoleNameError},
     tx::{IsolationLevel, Tx, TxOptions},
 };
 pub(crate) use lease::{Lease, Lent};

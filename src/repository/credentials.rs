@@ -29,7 +29,7 @@ pub trait CredentialSource: Debug + Send + Sync + 'static {
     ///
     /// # Cancel safety
     /// Must be safe: nothing may be lost when the caller leaves.
-    async fn open(&self, source: &DataSource, role: Role) -> Result<Login, Error>;
+    async fn login(&self, source: &DataSource, role: Role) -> Result<Login, Error>;
 }
 
 /// A login, and until when it works.

@@ -10,11 +10,50 @@ use async_trait::async_trait;
 
 use crate::{
     error::{Error, ErrorKind},
+    keyring::{Keyring, KeyringError},
     secret::Credential,
-    tenant::{CredentialVersion, DataSource, DataSourceId, Role},
+    tenant::{CredentialVersion, DataSource, DataSourceId, Role, StoredCredential},
 };
 
 use super::{CredentialSource, Login};
+
+/// Opens the credentials that the control plane stores, with the keys of this process.
+///
+/// A credential stays sealed until a connection is made. The version is that of the record's current credential, so a
+/// rotation is noticed as soon as the record is.
+#[async_trait]
+impl CredentialSource for Keyring {
+    fn version(&self, source: &DataSource, role: Role) -> Result<CredentialVersion, Error> {
+        stored(source, role).map(|stored| stored.version)
+    }
+
+    async fn login(&self, source: &DataSource, role: Role) -> Result<Login, Error> {
+        self.open_credential(source.id, role, &stored(source, role)?.sealed)
+            .map(Login::new)
+            .map_err(|error| unreadable(source, role, error))
+    }
+}
+
+fn stored(source: &DataSource, role: Role) -> Result<&StoredCredential, Error> {
+    source
+        .credentials
+        .get(&role)
+        .map(|credentials| &credentials.current)
+        .ok_or_else(|| missing(source, role))
+}
+
+fn unreadable(source: &DataSource, role: Role, error: KeyringError) -> Error {
+    let key = match &error {
+        KeyringError::UnknownKey(key)
+        | KeyringError::KeyDisabled(key)
+        | KeyringError::KeyDestroyed(key)
+        | KeyringError::Authentication(key) => Some(*key),
+        _ => None,
+    };
+    Error::new(ErrorKind::CredentialUnreadable { key })
+        .detail(format!("data source {}, role {role}", source.name))
+        .caused_by(error)
+}
 
 /// Credentials in plain form, kept in the memory of this process: for tests, and for the data source whose address comes
 /// from the environment, because the control plane stores no credential of that one.
@@ -69,11 +108,122 @@ impl CredentialSource for MemoryCredentials {
         self.look(source, role, |known| known.version)
     }
 
-    async fn open(&self, source: &DataSource, role: Role) -> Result<Login, Error> {
+    async fn login(&self, source: &DataSource, role: Role) -> Result<Login, Error> {
         self.look(source, role, |known| Login::new(known.credential.clone()))
     }
 }
 
 fn missing(source: &DataSource, role: Role) -> Error {
     Error::new(ErrorKind::MissingCredential { role }).detail(format!("data source {}", source.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use secrecy::{ExposeSecret, SecretString};
+
+    use super::*;
+    use crate::{
+        keyring::{KeyMaterial, KeyState},
+        tenant::{Location, RoleCredentials, SealedText},
+    };
+
+    fn keyring(byte: u8) -> Keyring {
+        let bytes: Vec<u8> = (0..32u8).map(|n| n.wrapping_mul(37).wrapping_add(byte)).collect();
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let material = KeyMaterial::parse(&hex).unwrap();
+        Keyring::builder()
+            .key(material, KeyState::Primary)
+            .build()
+            .unwrap()
+    }
+
+    fn login() -> Credential {
+        Credential::new("app", SecretString::from("canary-pass")).unwrap()
+    }
+
+    fn source_with(version: u64, sealed: SealedText) -> DataSource {
+        let mut source = DataSource::new(DataSourceId::new(), "east", Location::Memory);
+        let stored = StoredCredential::new(CredentialVersion::new(version), sealed);
+        source.credentials.insert(Role::App, RoleCredentials::new(stored));
+        source
+    }
+
+    #[tokio::test]
+    async fn a_credential_opens_for_its_own_data_source_and_role_alone() {
+        let keys = keyring(1);
+        let credentials = keys.clone();
+        let mut source = source_with(7, SealedText::new(""));
+        let sealed = keys.seal_credential(source.id, Role::App, &login()).unwrap();
+        source = DataSource {
+            id: source.id,
+            ..source_with(7, sealed.clone())
+        };
+        assert_eq!(
+            credentials.version(&source, Role::App).unwrap(),
+            CredentialVersion::new(7)
+        );
+        let opened = credentials.login(&source, Role::App).await.unwrap().credential;
+        assert_eq!(opened.username(), "app");
+        assert_eq!(opened.password().unwrap().expose_secret(), "canary-pass");
+
+        let elsewhere = source_with(1, sealed.clone());
+        let error = credentials.login(&elsewhere, Role::App).await.unwrap_err();
+        let key = Some(keys.primary());
+        assert_eq!(error.kind(), ErrorKind::CredentialUnreadable { key });
+
+        let stored = source.credentials[&Role::App].clone();
+        source.credentials.insert(Role::Service, stored);
+        let error = credentials.login(&source, Role::Service).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::CredentialUnreadable { key });
+        let texts = format!("{error} {error:?} {}", error.source().unwrap());
+        assert!(!texts.contains("canary") && !texts.contains(sealed.as_str()));
+    }
+
+    #[tokio::test]
+    async fn a_missing_key_is_named_and_a_missing_credential_too() {
+        let source = source_with(1, SealedText::new(""));
+        let others = keyring(2);
+        let sealed = others.seal_credential(source.id, Role::App, &login()).unwrap();
+        let source = DataSource {
+            id: source.id,
+            ..source_with(1, sealed)
+        };
+        let credentials = keyring(1);
+        let error = credentials.login(&source, Role::App).await.unwrap_err();
+        let key = Some(others.primary());
+        assert_eq!(error.kind(), ErrorKind::CredentialUnreadable { key });
+        assert!(error.to_string().contains(&others.primary().to_string()));
+        let role = Role::ReadOnly;
+        let missing = ErrorKind::MissingCredential { role };
+        assert_eq!(credentials.version(&source, role).unwrap_err().kind(), missing);
+        assert_eq!(
+            credentials.login(&source, role).await.unwrap_err().kind(),
+            missing
+        );
+    }
+
+    #[tokio::test]
+    async fn a_plain_credential_has_a_new_version_when_it_is_replaced() {
+        let credentials = MemoryCredentials::new();
+        let source = source_with(9, SealedText::new(""));
+        let missing = ErrorKind::MissingCredential { role: Role::App };
+        assert_eq!(
+            credentials.version(&source, Role::App).unwrap_err().kind(),
+            missing
+        );
+        let first = credentials.set(source.id, Role::App, login());
+        let shared = credentials.clone();
+        let second = shared.set(
+            source.id,
+            Role::App,
+            Credential::without_password("peer").unwrap(),
+        );
+        assert!(second > first);
+        assert_eq!(credentials.version(&source, Role::App).unwrap(), second);
+        let opened = credentials.login(&source, Role::App).await.unwrap().credential;
+        assert_eq!(opened.username(), "peer");
+        assert!(!format!("{credentials:?}").contains("peer"));
+    }
 }

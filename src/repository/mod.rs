@@ -10,6 +10,8 @@ mod credentials;
 mod facts;
 mod logins;
 mod memory;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod rules;
 mod tenants;
 
@@ -18,4 +20,6 @@ pub use changes::{Change, ChangeHead, ChangeKind, ChangeLog, Changes, Subject};
 pub use credentials::{CredentialSource, Login};
 pub use logins::MemoryCredentials;
 pub use memory::MemoryControl;
+#[cfg(feature = "postgres")]
+pub use postgres::{ControlSchema, Grants, PgTenantAdmin, PgTenants};
 pub use tenants::{Found, Page, PageItem, TenantRepository};

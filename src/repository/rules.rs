@@ -24,11 +24,16 @@ pub(super) enum Edit<'a> {
     RemoveDomain(&'a Domain),
 }
 
+/// What can be said of an edit before anything is read.
+pub(super) fn edit(edit: Edit<'_>) -> Result<(), Error> {
+    match edit {
+        Edit::Settings(value) => settings(value),
+        _ => Ok(()),
+    }
+}
+
 /// The tenant after the edit. It has the same version when the edit changes nothing.
 pub(super) fn edited(tenant: &Tenant, expected: Version, edit: Edit<'_>) -> Result<Tenant, Error> {
-    if let Edit::Settings(value) = edit {
-        settings(value)?;
-    }
     if tenant.version != expected {
         return Err(ErrorKind::VersionConflict.into());
     }

@@ -9,9 +9,10 @@ use crate::{
         postgres::{EnvironmentSource, PgConnector, PgConnectorOptions},
     },
     error::{Error, ErrorKind},
-    plane::{ControlDb, TenantDb},
+    plane::{ControlDb, ControlOptions, TenantDb},
     pool::PoolOptions,
-    repository::{CredentialSource, TenantRepository},
+    repository::{CredentialSource, PgTenants, TenantRepository},
+    settings::Settings,
 };
 
 impl ConnectorSettings for PgConnectorOptions {
@@ -30,6 +31,30 @@ impl Biplane<TenantDb> {
         credentials: impl CredentialSource,
     ) -> Builder<PgConnectorOptions> {
         Self::builder(repository, PgConnectorOptions::new(Arc::new(credentials)))
+    }
+
+    /// A router as the environment describes it: both planes on one database or on many servers, by the settings alone.
+    ///
+    /// # Errors
+    /// [`InvalidConfiguration`](ErrorKind::InvalidConfiguration) for settings that cannot work.
+    pub fn from_settings(
+        settings: &Settings,
+        credentials: impl CredentialSource,
+    ) -> Result<Builder<PgConnectorOptions>, Error> {
+        let control = ControlDb::connect(ControlOptions::from_settings(settings))?;
+        let mut builder = Self::postgres(PgTenants::new(control), credentials);
+        // The name of a schema, as it is stored, to be read by Postgres as a list of identifiers.
+        builder.settings.search_path = format!("\"{}\"", settings.data_search_path()).into();
+        builder.settings.environment = EnvironmentSource::from_settings(settings);
+        if let Some(data) = settings.data() {
+            let options = &mut builder.settings;
+            options.service = data
+                .application_name()
+                .map_or_else(|| Arc::clone(&options.service), Arc::from);
+            options.pool.connect_timeout = data.connect_timeout().unwrap_or(options.pool.connect_timeout);
+            options.pool.wait_timeout = data.pool_timeout().unwrap_or(options.pool.wait_timeout);
+        }
+        Ok(builder)
     }
 }
 

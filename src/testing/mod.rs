@@ -5,8 +5,10 @@
 //!
 //! - [`conformance`]: what every backend of the repository traits must do, as tests that you run on yours.
 //! - [`faulty`]: a repository that fails when a test tells it to.
-//! - [`postgres`] (feature `postgres`): Postgres clusters and PgBouncers that a test starts for itself, stops,
+//! - `postgres` (feature `postgres`, Unix alone): Postgres clusters and PgBouncers that a test starts for itself, stops,
 //!   kills and starts again, and that are gone with their files when the test is over, however it ends.
+//! - [`MemoryStack`]: control plane, router and data in memory, in one call, on a clock that the test moves.
+//! - `tenant_db` (feature `postgres`): a handle on a database that a test already has, as under `#[sqlx::test]`.
 //! - [`wait`]: wait for a condition, with a deadline.
 //!
 //! Without a Postgres server on the machine such tests fail and say what to install. None is skipped: a test that
@@ -15,5 +17,12 @@
 pub mod conformance;
 pub mod faulty;
 #[cfg(feature = "postgres")]
+mod handle;
+#[cfg(all(feature = "postgres", unix))]
 pub mod postgres;
+mod stack;
 pub mod wait;
+
+#[cfg(feature = "postgres")]
+pub use handle::tenant_db;
+pub use stack::MemoryStack;

@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
-    error::{Error, ErrorKind},
+    error::Error,
     tenant::{
         CredentialVersion, DataSource, DataSourceId, Domain, Incarnation, Isolation, Role, SealedText, Seq,
         Slug, Tenant, TenantId, TenantRef, TenantStatus, Version,
@@ -51,7 +51,7 @@ impl MemoryControl {
     /// [`MemoryControl::repair`]. For tests of what happens to its neighbours.
     ///
     /// # Errors
-    /// [`UnknownTenant`](ErrorKind::UnknownTenant).
+    /// [`UnknownTenant`](crate::error::ErrorKind::UnknownTenant).
     pub fn corrupt(&self, tenant: TenantId) -> Result<(), Error> {
         self.with(|state| state.set_malformed(tenant, true))
     }
@@ -59,7 +59,7 @@ impl MemoryControl {
     /// Undoes [`MemoryControl::corrupt`].
     ///
     /// # Errors
-    /// [`UnknownTenant`](ErrorKind::UnknownTenant).
+    /// [`UnknownTenant`](crate::error::ErrorKind::UnknownTenant).
     pub fn repair(&self, tenant: TenantId) -> Result<(), Error> {
         self.with(|state| state.set_malformed(tenant, false))
     }
@@ -83,6 +83,7 @@ impl MemoryControl {
 
     fn edit(&self, by: &Actor, id: TenantId, expected: Version, edit: Edit<'_>) -> Result<Tenant, Error> {
         rules::actor(by)?;
+        rules::edit(edit)?;
         self.with(|state| state.edit(by, id, expected, edit))
     }
 }

@@ -52,7 +52,8 @@ pub(super) fn parse_source(row: &Value) -> Result<DataSource, Error> {
     );
     source.version = Version::new(row.counter("version")?);
     let (min, max) = (row.u32("pool_min")?, row.u32("pool_max")?);
-    source.pool = PoolSettings::new(min, max).map_err(|error| malformed("pool_min, pool_max").caused_by(error))?;
+    source.pool =
+        PoolSettings::new(min, max).map_err(|error| malformed("pool_min, pool_max").caused_by(error))?;
     source.database_id = row.optional("database_id", |row, key| {
         row.parsed(key).map(DatabaseId::from_uuid)
     })?;
@@ -167,7 +168,9 @@ impl<'a> Row<'a> {
     /// Counters begin at 1.
     fn counter(self, column: &'static str) -> Result<u64, Error> {
         let number = self.value(column)?.as_u64();
-        number.filter(|number| *number > 0).ok_or_else(|| malformed(column))
+        number
+            .filter(|number| *number > 0)
+            .ok_or_else(|| malformed(column))
     }
 
     fn optional<T>(

@@ -157,3 +157,36 @@ fn free_kib(directory: &Path) -> Option<u64> {
         .parse()
         .ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_is_made_and_found_again() {
+        let account = Account::detect().unwrap();
+        let parent = tempfile::tempdir().unwrap();
+        let base = parent.path().join("base");
+        for _ in 0..2 {
+            prepare(&base, &account).unwrap();
+            let made = fs::metadata(&base).unwrap();
+            assert_eq!((made.mode() & 0o777, made.uid()), (0o700, account.user));
+        }
+    }
+
+    #[test]
+    fn what_somebody_else_has_put_in_the_place_of_a_base_is_refused() {
+        let account = Account::detect().unwrap();
+        let parent = tempfile::tempdir().unwrap();
+        let open = parent.path().join("open");
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+        let link = parent.path().join("link");
+        std::os::unix::fs::symlink(parent.path(), &link).unwrap();
+        let file = parent.path().join("file");
+        fs::write(&file, "").unwrap();
+        for place in [open, link, file] {
+            assert!(prepare(&place, &account).is_err(), "{}", place.display());
+        }
+    }
+}

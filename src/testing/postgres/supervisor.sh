@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Watches over one server: sh supervisor.sh HOME END_SIGNAL PROGRAM [ARGUMENT…]
 #
 # Orders come by standard input, one per line, each answered by one line:

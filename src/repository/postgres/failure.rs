@@ -1,0 +1,83 @@
+//! What a failure in the control plane's database means to the caller.
+//!
+//! The texts of the database may quote values, so none of them is passed on; the SQLSTATE and the name of a constraint
+//! say enough.
+
+use crate::{
+    error::{Error, ErrorKind},
+    repository::rules,
+};
+
+/// Sorts a failure. Whatever kept the database from being asked is `ControlPlaneUnavailable`, never an answer.
+pub(super) fn failed(error: sqlx::Error) -> Error {
+    if let Some(ours) = Error::of(&error) {
+        return match ours.kind() {
+            ErrorKind::ControlPlaneUnavailable
+            | ErrorKind::Closed
+            | ErrorKind::InvalidConfiguration
+            | ErrorKind::TransactionAborted => ours.clone(),
+            _ => unavailable(error),
+        };
+    }
+    match error.as_database_error() {
+        Some(refused) => {
+            let code = refused.code().unwrap_or_default().into_owned();
+            let constraint = refused.constraint().map(str::to_owned);
+            sort(&code, constraint.as_deref()).unwrap_or_else(|| unavailable(error))
+        }
+        None => match error {
+            sqlx::Error::RowNotFound
+            | sqlx::Error::ColumnNotFound(_)
+            | sqlx::Error::ColumnDecode { .. }
+            | sqlx::Error::ColumnIndexOutOfBounds { .. }
+            | sqlx::Error::TypeNotFound { .. }
+            | sqlx::Error::Decode(_) => Error::new(ErrorKind::SchemaMismatch)
+                .detail("an answer of the control plane has another form than expected"),
+            error => unavailable(error),
+        },
+    }
+}
+
+/// `None` when the database could not be asked.
+fn sort(code: &str, constraint: Option<&str>) -> Option<Error> {
+    let named = |kind: ErrorKind| match constraint {
+        Some(constraint) => Error::new(kind).detail(format!("rule {constraint}")),
+        None => Error::new(kind).detail(format!("SQLSTATE {code}")),
+    };
+    Some(match code {
+        "BC006" => rules::exclusive(),
+        "BC008" => rules::next_without_current(),
+        "BC009" => Error::new(ErrorKind::SchemaMismatch)
+            .detail("the schema biplane_control was installed by a release that is too new for this one"),
+        "23503" if matches!(constraint, Some("tenant_data_source" | "credential_data_source")) => {
+            ErrorKind::UnknownDataSource.into()
+        }
+        "23505" => named(ErrorKind::AlreadyExists),
+        "23514" | "23502" | "BC002" => named(ErrorKind::InvalidInput),
+        // Another transaction was in the way, and this one did not happen.
+        "40001" | "40P01" => named(ErrorKind::VersionConflict),
+        "42501" => Error::new(ErrorKind::MissingPrivilege).detail(match constraint {
+            Some("create_on_database") => "CREATE on the database",
+            Some("owner_of_schema") => "ownership of the schema biplane_control",
+            _ => "what the schema biplane_control grants to routers or, for writing, to admins",
+        }),
+        "42704" => Error::new(ErrorKind::InvalidInput).detail("a role that is to be granted something does not exist"),
+        "42P01" | "42703" | "42883" | "3F000" => Error::new(ErrorKind::SchemaMismatch).detail(format!(
+            "the schema biplane_control is not installed in this database, or not in this version (SQLSTATE {code})"
+        )),
+        "42P07" | "42723" | "42710" => Error::new(ErrorKind::SchemaMismatch)
+            .detail("something else has a name that the schema biplane_control needs"),
+        "2BP01" => Error::new(ErrorKind::SchemaMismatch)
+            .detail("something else depends on the schema biplane_control; remove that first"),
+        "25006" => Error::new(ErrorKind::ControlPlaneUnavailable)
+            .detail("the server takes no writes; it may be a standby"),
+        "3D000" | "57014" | "55P03" => return None,
+        code if ["08", "28", "53", "57P"].iter().any(|class| code.starts_with(class)) => return None,
+        code if code.starts_with("22") => named(ErrorKind::InvalidInput),
+        _ => Error::new(ErrorKind::Database).detail(format!("SQLSTATE {code}")),
+    })
+}
+
+fn unavailable(error: sqlx::Error) -> Error {
+    Error::new(ErrorKind::ControlPlaneUnavailable).caused_by(Error::from(error))
+}
