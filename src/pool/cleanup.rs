@@ -26,6 +26,9 @@ const REAP_EVERY: Duration = Duration::from_secs(1);
 /// How often a backend that is being ended is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+/// How often a server is asked again that would not be asked.
+const RETRY_EVERY: Duration = Duration::from_millis(100);
+
 /// How long a backend that was told to go is taken to be there. sqlx drops the socket with its goodbye, so that the end
 /// cannot be seen; it takes a tenth of this on an idle machine.
 const GOODBYE: Duration = Duration::from_millis(10);
@@ -37,13 +40,13 @@ const CANCEL: &str = "
 
 const TERMINATE: &str = "
     select pg_catalog.count(pg_catalog.pg_terminate_backend(activity.pid))
-    from pg_catalog.unnest($1::int4[], $2::int8[]) as ended (pid, started),
+    from rows from (pg_catalog.unnest($1::int4[]), pg_catalog.unnest($2::int8[])) as ended (pid, started),
         lateral pg_catalog.pg_stat_get_activity(ended.pid) as activity
     where (extract(epoch from activity.backend_start) * 1000000)::int8 = ended.started";
 
 const PRESENT: &str = "
     select pg_catalog.count(*)
-    from pg_catalog.unnest($1::int4[], $2::int8[]) as ended (pid, started),
+    from rows from (pg_catalog.unnest($1::int4[]), pg_catalog.unnest($2::int8[])) as ended (pid, started),
         lateral pg_catalog.pg_stat_get_activity(ended.pid) as activity
     where (extract(epoch from activity.backend_start) * 1000000)::int8 = ended.started";
 
@@ -171,7 +174,7 @@ async fn cancel(shared: &Shared, physical: &Physical) -> bool {
         return false;
     };
     let work = async {
-        let mut reserved = Reserved::open(shared, &physical.dial).await?;
+        let mut reserved = Reserved::open(shared, &physical.dial).await.ok()?;
         let sent: Option<bool> = sqlx::query_scalar(CANCEL)
             .bind(backend.pid)
             .bind(backend.started)
@@ -213,18 +216,26 @@ pub(super) async fn end_backend(
     dial::hang_up(connection, shared.options.reset_timeout).await;
 }
 
-/// Ends backends and waits until they are gone.
+/// Ends backends and waits until they are gone, for ever if that cannot be found out.
 async fn see_off(shared: &Shared, dial: &Dial, backends: &[Backend]) {
-    // A server that cannot be reached has no backend of ours to wait for, as far as anybody can tell.
-    let Some(mut reserved) = Reserved::open(shared, dial).await else {
-        return;
-    };
     let mut question = TERMINATE;
-    while let Ok(1..) = reserved.count(question, backends).await {
-        question = PRESENT;
-        sleep(LOOK_EVERY).await;
+    loop {
+        match Reserved::open(shared, dial).await {
+            Ok(mut reserved) => {
+                while let Ok(left) = reserved.count(question, backends).await {
+                    if left == 0 {
+                        return reserved.close(shared).await;
+                    }
+                    question = PRESENT;
+                    sleep(LOOK_EVERY).await;
+                }
+            }
+            // A server that cannot be reached has no backend of ours, as far as anybody can tell.
+            Err(Unreserved::Unreachable) => return,
+            Err(Unreserved::Refused) => {}
+        }
+        sleep(RETRY_EVERY).await;
     }
-    reserved.close(shared).await;
 }
 
 /// Ends every lent connection at its server. Whoever holds one sees its statement fail.
@@ -249,14 +260,25 @@ struct Reserved<'a> {
     _permit: tokio::sync::SemaphorePermit<'a>,
 }
 
+/// Why there is none.
+enum Unreserved {
+    /// Nothing answers.
+    Unreachable,
+    /// The server, or whoever gives the login, lets us not in just now.
+    Refused,
+}
+
 impl<'a> Reserved<'a> {
-    async fn open(shared: &'a Shared, dial: &Dial) -> Option<Self> {
-        let permit = shared.reserved.acquire().await.ok()?;
-        let dialed = dial.connect(&shared.options).await.ok()?;
-        Some(Self {
-            connection: dialed.connection,
-            _permit: permit,
-        })
+    async fn open(shared: &'a Shared, dial: &Dial) -> Result<Self, Unreserved> {
+        let permit = shared.reserved.acquire().await.expect("never closed");
+        match dial.connect(&shared.options).await {
+            Ok(dialed) => Ok(Self {
+                connection: dialed.connection,
+                _permit: permit,
+            }),
+            Err(not) if not.answered => Err(Unreserved::Refused),
+            Err(_) => Err(Unreserved::Unreachable),
+        }
     }
 
     async fn count(&mut self, question: &'static str, backends: &[Backend]) -> sqlx::Result<i64> {

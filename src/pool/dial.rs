@@ -62,6 +62,8 @@ pub(super) struct Backend {
 /// Why there is no connection.
 pub(super) struct NotDialed {
     pub(super) error: Error,
+    /// Whether the server had a say in it, or was not even asked.
+    pub(super) answered: bool,
     /// A connection whose backend may still be at work on what it was asked.
     pub(super) unfinished: Option<Dialed>,
 }
@@ -70,6 +72,7 @@ impl From<Error> for NotDialed {
     fn from(error: Error) -> Self {
         Self {
             error,
+            answered: true,
             unfinished: None,
         }
     }
@@ -89,8 +92,8 @@ impl Dial {
         {
             return Err(Error::new(ErrorKind::MissingPassword).into());
         }
-        let mut failure =
-            Error::new(ErrorKind::InvalidConfiguration).detail("the data source has no endpoint");
+        let nowhere = Error::new(ErrorKind::InvalidConfiguration).detail("the data source has no endpoint");
+        let mut failure = NotDialed::from(nowhere);
         let mut left = u32::try_from(self.server.endpoints.len()).unwrap_or(u32::MAX);
         for endpoint in &self.server.endpoints {
             // An endpoint that does not answer must leave time for the next ones.
@@ -99,14 +102,14 @@ impl Dial {
             let until = later(Instant::now(), share);
             failure = match self.connect_to(endpoint, &credential, options, until).await {
                 Ok(dialed) => return Ok(dialed),
-                Err(not) if not.unfinished.is_some() => return Err(not),
-                Err(not) => not.error,
+                Err(not) => not,
             };
-            if !matches!(failure.kind(), ErrorKind::DatabaseUnavailable { .. }) {
+            let elsewhere = matches!(failure.error.kind(), ErrorKind::DatabaseUnavailable { .. });
+            if failure.unfinished.is_some() || !elsewhere {
                 break;
             }
         }
-        Err(failure.into())
+        Err(failure)
     }
 
     async fn connect_to(
@@ -137,6 +140,7 @@ impl Dial {
             }
             Err(_) => Err(NotDialed {
                 error: self.unavailable("connected, but the session was not ready in time"),
+                answered: true,
                 unfinished: Some(dialed),
             }),
         }
