@@ -5,7 +5,7 @@ use std::{fmt, marker::PhantomData};
 use futures_core::future::BoxFuture;
 use sqlx::{Acquire, AssertSqlSafe, Connection, Postgres, Transaction, postgres::PgConnection};
 
-use super::{Lent, Plane, TxOptions};
+use super::{Lent, Plane};
 use crate::error::{Error, ErrorKind};
 
 /// A connection held for several statements, for session locks, temporary tables, `COPY` and code that begins
@@ -59,8 +59,8 @@ impl<'c, P: Plane> Acquire<'c> for &'c mut Conn<P> {
     /// A transaction of sqlx's own, begun as ours are.
     fn begin(self) -> BoxFuture<'c, sqlx::Result<Transaction<'c, Postgres>>> {
         Box::pin(async move {
-            let text = self.lent.begin_text(&TxOptions::new());
-            self.lent.hand_over().begin_with(AssertSqlSafe(text)).await
+            let (connection, text) = self.lent.hand_over_to_begin().await?;
+            connection.begin_with(AssertSqlSafe(text)).await
         })
     }
 }

@@ -67,16 +67,28 @@ impl Lent {
         self.checkout.dial().session_is_ours()
     }
 
-    /// Begins a transaction, after rolling back one that a wrapped statement left because it failed or was dropped.
     pub(super) async fn begin(&mut self, options: &TxOptions) -> sqlx::Result<()> {
-        if self.checkout.is_in_transaction() {
-            self.checkout.rollback().await?;
-        }
+        self.leave_transaction().await?;
         let text = self.begin_text(options);
         self.checkout.begin(text).await
     }
 
-    pub(super) fn begin_text(&self, options: &TxOptions) -> String {
+    /// The connection for code that begins a transaction of its own, with the text for that.
+    pub(super) async fn hand_over_to_begin(&mut self) -> sqlx::Result<(&mut PgConnection, String)> {
+        self.leave_transaction().await?;
+        let text = self.begin_text(&TxOptions::new());
+        Ok((self.hand_over(), text))
+    }
+
+    /// Rolls back what a wrapped statement left because it failed or was given up.
+    async fn leave_transaction(&mut self) -> sqlx::Result<()> {
+        if self.checkout.is_in_transaction() {
+            self.checkout.rollback().await?;
+        }
+        Ok(())
+    }
+
+    fn begin_text(&self, options: &TxOptions) -> String {
         let mut text = String::from("begin");
         options.append_to(&mut text, self.access);
         if let Some(enter) = self.checkout.dial().enter() {
