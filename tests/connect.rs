@@ -21,7 +21,7 @@ use biplane::{
     repository::{CredentialSource, Login},
     secret::Credential,
     tenant::{CredentialVersion, DataSource, DatabaseId, Endpoint, Role, Server, Tls, TlsMode},
-    testing::postgres::{Authentication, Certificates, Cluster},
+    testing::postgres::{Authentication, Cluster},
 };
 use data_plane::{Placed, Wish, World, backend, options, shared, timed};
 use futures_util::future::join_all;
@@ -448,24 +448,26 @@ async fn whatever_keeps_the_control_plane_from_being_asked_says_that_it_is_not_k
     assert_eq!(refused.kind(), ErrorKind::InvalidConfiguration);
 }
 
-/// A test of this file, in a process with these variables.
-fn in_an_environment(test: &str, variables: &[(&str, &str)]) -> std::process::Output {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--include-ignored", "--nocapture"])
+/// Set in a process that a test of this file started to run itself once more.
+const AGAIN: &str = "BIPLANE_TEST_AGAIN";
+
+/// What the test of that name says when it is run in a process with these variables.
+fn again(test: &str, variables: &[(&str, &str)]) -> String {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(AGAIN, "1")
         .envs(variables.iter().copied())
         .output()
-        .unwrap()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && said.contains("1 passed"), "{output:?}");
+    said
 }
 
-fn passes(output: &std::process::Output) -> bool {
-    String::from_utf8_lossy(&output.stdout).contains("1 passed") && output.status.success()
-}
-
-#[test]
-fn variables_of_libpq_do_not_matter() {
-    let output = in_an_environment(
-        "child_connects",
-        &[
+#[tokio::test]
+async fn variables_of_libpq_do_not_matter() {
+    if std::env::var_os(AGAIN).is_none() {
+        let canaries = [
             ("PGHOST", "canary.invalid"),
             ("PGHOSTADDR", "192.0.2.1"),
             ("PGPORT", "1"),
@@ -475,23 +477,20 @@ fn variables_of_libpq_do_not_matter() {
             ("PGSSLMODE", "verify-full"),
             ("PGAPPNAME", "canary"),
             ("PGPASSFILE", "/dev/null"),
-        ],
-    );
-    assert!(passes(&output), "{output:?}");
-}
-
-#[tokio::test]
-#[ignore = "run by variables_of_libpq_do_not_matter"]
-async fn child_connects() {
+        ];
+        again("variables_of_libpq_do_not_matter", &canaries);
+        return;
+    }
     let cluster = Cluster::builder()
         .authentication(Authentication::Trust)
         .start()
         .await
         .unwrap();
     let world = World::new(&cluster);
+    let credential = Credential::without_password("postgres").unwrap();
     let placed = world
         .tenant_with(Wish {
-            credential: Some(Credential::without_password("postgres").unwrap()),
+            credential: Some(credential),
             ..Wish::default()
         })
         .await;
@@ -506,19 +505,16 @@ async fn child_connects() {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the process that started this one reads it")]
 fn variables_that_nothing_can_override_are_refused() {
-    for name in ["PGOPTIONS", "PGSSLCERT", "PGSSLKEY", "PGSSLROOTCERT"] {
-        let output = in_an_environment("child_is_refused", &[(name, "canary-value")]);
-        assert!(passes(&output), "{name}: {output:?}");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(text.contains(name) && !text.contains("canary-value"), "{text}");
+    if std::env::var_os(AGAIN).is_none() {
+        for name in ["PGOPTIONS", "PGSSLCERT", "PGSSLKEY", "PGSSLROOTCERT"] {
+            let test = "variables_that_nothing_can_override_are_refused";
+            let said = again(test, &[(name, "canary-value")]);
+            assert!(said.contains(name) && !said.contains("canary-value"), "{said}");
+        }
+        return;
     }
-}
-
-#[test]
-#[ignore = "run by variables_that_nothing_can_override_are_refused"]
-#[expect(clippy::print_stdout, reason = "the other test reads it")]
-fn child_is_refused() {
     let server = Server::new(Endpoint::new("127.0.0.1", 1), "x");
     let credential = Credential::without_password("x").unwrap();
     let refused = ControlDb::connect(ControlOptions::new(server, credential)).unwrap_err();
@@ -612,7 +608,7 @@ async fn encryption_that_is_not_compiled_in_is_said_to_be_missing() {
     feature = "tls-native-tls"
 ))]
 mod tls {
-    use biplane::tenant::CaCertificate;
+    use biplane::{tenant::CaCertificate, testing::postgres::Certificates};
 
     use super::*;
 

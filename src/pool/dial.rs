@@ -237,9 +237,10 @@ impl Dial {
         }
         match options.statement_logging {
             StatementLogging::Off => open.disable_statement_logging(),
+            // The level for slow statements would stand in for the other one.
             StatementLogging::Debug => open
                 .log_statements(log::LevelFilter::Debug)
-                .log_slow_statements(log::LevelFilter::Off, Duration::ZERO),
+                .log_slow_statements(log::LevelFilter::Off, Duration::MAX),
         }
     }
 
