@@ -13,11 +13,11 @@ use sqlx_core::transaction::TransactionManager;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    Shared, Stack,
+    Shared,
     connection::{Health, Physical, State, catch_up, give_back},
     dial::{self, Backend, Dial},
     locked,
-    scheduler::Rest,
+    scheduler::{Rest, StackId},
 };
 
 /// How often resting connections are looked over. A fraction of the shortest sensible idle timeout.
@@ -78,12 +78,11 @@ pub(super) async fn hang_up(physical: Physical, limit: Duration) {
 }
 
 /// Cleans a connection that came back in the middle of something and puts it on its stack, or ends it.
-pub(super) fn rescue(stack: Stack, physical: Physical, state: State) {
-    let shared = Arc::clone(&stack.0.shared);
-    shared.clone().spawn(async move {
+pub(super) fn rescue(shared: Arc<Shared>, stack: StackId, physical: Physical, state: State) {
+    Arc::clone(&shared).spawn(async move {
         let mut physical = physical;
         match clean(&shared, &mut physical, state).await {
-            Outcome::Clean => give_back(&stack, physical),
+            Outcome::Clean => give_back(&shared, stack, physical),
             Outcome::Over => hang_up(physical.closing(&shared), shared.options.reset_timeout).await,
             Outcome::Unknown => end(&shared, physical).await,
         }

@@ -10,7 +10,7 @@ use sqlx_core::transaction::TransactionManager;
 use tokio::time::Instant;
 
 use super::{
-    Shared, Stack, cleanup,
+    Shared, cleanup,
     dial::{Backend, Dial, Dialed},
     failure::Damage,
     later, locked,
@@ -149,17 +149,21 @@ impl State {
 }
 
 /// A connection on loan. Dropping it gives it back: at once if it is clean, after a task has cleaned it if not.
+///
+/// It holds its pool and not its stack, which ends with its handles: what comes back after that is closed.
 pub(crate) struct Checkout {
     physical: Option<Physical>,
-    stack: Stack,
+    shared: Arc<Shared>,
+    stack: StackId,
     state: State,
     number: Option<u64>,
 }
 
 impl Checkout {
-    pub(super) fn new(physical: Physical, stack: Stack) -> Self {
+    pub(super) fn new(physical: Physical, shared: Arc<Shared>, stack: StackId) -> Self {
         Self {
             physical: Some(physical),
+            shared,
             stack,
             state: State::default(),
             number: None,
@@ -205,7 +209,7 @@ impl Checkout {
             Damage::Gone => {
                 self.state.health = Health::Gone;
                 // What ended this session, such as a restart of the server, has ended those at rest as well.
-                self.stack.purge();
+                self.shared.purge(self.stack);
             }
         }
     }
@@ -287,7 +291,7 @@ impl Checkout {
 
     /// Whether the connection can be lent: it answers a probe, if it has rested for long.
     pub(super) async fn is_fit(&mut self) -> bool {
-        let options = &self.stack.0.shared.options;
+        let options = &self.shared.options;
         let (probe_after, limit) = (options.probe_after, options.reset_timeout);
         let rested = Instant::now().saturating_duration_since(self.physical_mut().since);
         if rested < probe_after {
@@ -298,7 +302,7 @@ impl Checkout {
             Ok(answer) => self.judge(answer).is_ok(),
             Err(_) => {
                 self.state.health = Health::Suspect;
-                self.stack.purge();
+                self.shared.purge(self.stack);
                 false
             }
         }
@@ -306,7 +310,7 @@ impl Checkout {
 
     /// Enters the connection among those that are lent.
     pub(super) fn lend(&mut self) {
-        let shared = &self.stack.0.shared;
+        let shared = &self.shared;
         let physical = self.physical.as_ref().expect("taken on drop only");
         let number = shared.counters.lent.fetch_add(1, Relaxed);
         let lent = Lent {
@@ -324,31 +328,30 @@ impl Checkout {
 
 impl Drop for Checkout {
     fn drop(&mut self) {
-        let shared = &self.stack.0.shared;
+        let shared = &self.shared;
         if let Some(number) = self.number {
             locked(&shared.lent).remove(&number);
         }
         if let Some(physical) = self.physical.take() {
             if self.state.is_clean() {
-                give_back(&self.stack, physical);
+                give_back(shared, self.stack, physical);
             } else {
                 shared.counters.rescued.fetch_add(1, Relaxed);
-                cleanup::rescue(self.stack.clone(), physical, self.state);
+                cleanup::rescue(Arc::clone(shared), self.stack, physical, self.state);
             }
         }
     }
 }
 
 /// Puts a clean connection on its stack, or closes it if its life is over.
-pub(super) fn give_back(stack: &Stack, mut physical: Physical) {
-    let shared = &stack.0.shared;
+pub(super) fn give_back(shared: &Arc<Shared>, stack: StackId, mut physical: Physical) {
     let now = Instant::now();
     if physical.is_expired(now) {
         shared.hang_up(physical.closing(shared));
         return;
     }
     physical.since = now;
-    shared.act(|scheduler, actions| scheduler.put(stack.0.id, Phase::Open, physical, actions));
+    shared.act(|scheduler, actions| scheduler.put(stack, Phase::Open, physical, actions));
 }
 
 /// Reads what the server still has to say, refusals included.

@@ -233,7 +233,7 @@ impl Stack {
         loop {
             let taken = shared.scheduler().take(self.0.id);
             let mut checkout = match taken {
-                Some(physical) => Checkout::new(physical, self.clone()),
+                Some(physical) => Checkout::new(physical, Arc::clone(shared), self.0.id),
                 None => {
                     let deadline =
                         deadline.get_or_insert_with(|| later(Instant::now(), shared.options.wait_timeout));
@@ -264,19 +264,14 @@ impl Stack {
         Ok(())
     }
 
-    /// Closes what rests.
-    fn purge(&self) {
-        self.0
-            .shared
-            .act(|scheduler, actions| scheduler.purge(self.0.id, actions));
-    }
-
     async fn wait(&self, deadline: Instant) -> Result<Checkout, Error> {
         let shared = &self.0.shared;
         shared.settle_in();
         let (caller, mut answer) = oneshot::channel();
         let number = match shared.act(|scheduler, actions| scheduler.wait(self.0.id, caller, actions)) {
-            Ok(Offer::Connection(physical)) => return Ok(Checkout::new(physical, self.clone())),
+            Ok(Offer::Connection(physical)) => {
+                return Ok(Checkout::new(physical, Arc::clone(shared), self.0.id));
+            }
             Ok(Offer::Place(number)) => number,
             Err(Refusal::Closed) => return Err(ErrorKind::Closed.into()),
             Err(Refusal::Full) => return Err(exhausted(BudgetScope::Queue)),
@@ -364,11 +359,8 @@ impl Shared {
     }
 
     fn deliver(self: &Arc<Self>, id: StackId, caller: Caller, physical: Physical) {
-        match self.stack(id) {
-            // What a caller that left does not take is dropped, and so returns to its stack.
-            Some(stack) => drop(caller.send(Ok(Checkout::new(physical, stack)))),
-            None => self.hang_up(physical.closing(self)),
-        }
+        // What a caller that left does not take is dropped, and so returns to its stack.
+        drop(caller.send(Ok(Checkout::new(physical, Arc::clone(self), id))));
     }
 
     fn connect(self: &Arc<Self>, id: StackId) {
@@ -390,6 +382,11 @@ impl Shared {
                 Err(not) => attempt.fail(not, &dial).await,
             }
         });
+    }
+
+    /// Closes what rests in a stack.
+    fn purge(self: &Arc<Self>, id: StackId) {
+        self.act(|scheduler, actions| scheduler.purge(id, actions));
     }
 
     /// Closes a connection whose permit is already marked as closing.
