@@ -1,7 +1,7 @@
 //! Handles on Postgres databases.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -18,8 +18,8 @@ use crate::{
     secret::Credential,
     settings::Settings,
     tenant::{
-        CredentialVersion, DataSource, DataSourceId, Isolation, Location, PoolSettings, Role, Server, Tenant,
-        TenantId, Version,
+        Access, CredentialVersion, DataSource, DataSourceId, Isolation, Location, PoolSettings, Role, Server,
+        Tenant, TenantId, Version,
     },
 };
 
@@ -188,11 +188,10 @@ impl Lease for PgLease {
         let mut route = self.route.current().await?;
         for _ in 0..MAX_REROUTES {
             let stack = self.connector.stack(&route, self.role)?;
-            let checkout = stack.checkout().await?;
-            // The tenant may have been moved or suspended while this waited.
+            let checkout = stack.checkout().await;
+            // The tenant may have been moved or suspended while this waited, and then it waited at the wrong place.
             if self.route.is_current(&route)? {
-                let enter = stack.dial().enter.clone();
-                return Ok(Lent::new(checkout, route.access(), enter));
+                return Ok(Lent::new(checkout?, access(&route, self.role)));
             }
             route = self.route.current().await?;
         }
@@ -221,8 +220,24 @@ impl Lease for PgLease {
     }
 }
 
+/// What a handle may do: as much as both the tenant's status and its own role let it.
+fn access(route: &Route, role: Role) -> Access {
+    match role_access(role) {
+        Access::ReadWrite => route.access(),
+        limited => limited,
+    }
+}
+
+const fn role_access(role: Role) -> Access {
+    match role {
+        Role::App | Role::Service => Access::ReadWrite,
+        Role::ReadOnly => Access::Read,
+    }
+}
+
 impl Inner {
-    /// The stack for a route and role; a new one if the address or the credential is another than the last time.
+    /// The stack for a route and role. It is led elsewhere if the address or the credential is another than the last
+    /// time.
     fn stack(&self, route: &Route, role: Role) -> Result<Stack, Error> {
         let isolation = route.tenant().placement.isolation;
         if isolation != Isolation::Database {
@@ -231,29 +246,36 @@ impl Inner {
         let source = route.source();
         let credential = self.options.credential_version(source, role)?;
         let mut stacks = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(current) = stacks.get_mut(&(source.id, role)) {
-            let newest = current.version.max(source.version);
-            // A route that is older than what others use is served with what they use.
-            if current.version > source.version || current.serves(source, credential) {
-                current.version = newest;
-                return Ok(current.stack.clone());
+        match stacks.entry((source.id, role)) {
+            Entry::Occupied(mut entry) => {
+                let current = entry.get_mut();
+                // A route that is older than what others use is served with what they use.
+                if current.version <= source.version {
+                    if !current.serves(source, credential) {
+                        let (dial, pool) = self.dial(source, role)?;
+                        current.stack.renew(dial, pool.max(), pool.min())?;
+                        current.source = Arc::clone(source);
+                        current.credential = credential;
+                    }
+                    current.version = source.version;
+                }
+                Ok(current.stack.clone())
+            }
+            Entry::Vacant(entry) => {
+                let (dial, pool) = self.dial(source, role)?;
+                let stack = self.pool.stack(dial, pool.max(), pool.min())?;
+                entry.insert(Current {
+                    version: source.version,
+                    credential,
+                    source: Arc::clone(source),
+                    stack: stack.clone(),
+                });
+                Ok(stack)
             }
         }
-        let stack = self.open(source, role)?;
-        let current = Current {
-            version: source.version,
-            credential,
-            source: Arc::clone(source),
-            stack: stack.clone(),
-        };
-        let replaced = stacks.insert((source.id, role), current);
-        drop(stacks);
-        // Drained outside the lock.
-        drop(replaced);
-        Ok(stack)
     }
 
-    fn open(&self, source: &Arc<DataSource>, role: Role) -> Result<Stack, Error> {
+    fn dial(&self, source: &Arc<DataSource>, role: Role) -> Result<(Dial, PoolSettings), Error> {
         let (server, pool) = match (&source.location, &self.options.environment) {
             (Location::Server(server), _) => (server.clone(), source.pool),
             (Location::Environment, Some(environment)) => (environment.server.clone(), environment.pool),
@@ -267,7 +289,6 @@ impl Inner {
             }
         };
         let dial = Dial {
-            enter: Dial::enter_for(server.pooler, &self.options.search_path),
             server,
             logins: Box::new(SourceLogins {
                 options: Arc::clone(&self.options),
@@ -277,14 +298,17 @@ impl Inner {
             search_path: Arc::clone(&self.options.search_path),
             application_name: Arc::clone(&self.options.service),
             database_id: source.database_id,
+            access: role_access(role),
         };
-        self.pool.stack(dial, pool.max(), pool.min())
+        Ok((dial, pool))
     }
 }
 
 impl Current {
     fn serves(&self, source: &DataSource, credential: CredentialVersion) -> bool {
-        self.credential == credential
+        // Who read the version of a credential just before it rose must not take everybody back to it.
+        let overtaken = self.version == source.version && credential < self.credential;
+        (self.credential == credential || overtaken)
             && self.source.location == source.location
             && self.source.pool == source.pool
             && self.source.database_id == source.database_id

@@ -5,16 +5,14 @@ use std::{fmt, marker::PhantomData};
 use futures_core::future::BoxFuture;
 use sqlx::{Acquire, AssertSqlSafe, Connection, Postgres, Transaction, postgres::PgConnection};
 
-use super::{Lent, Plane, TxOptions};
-use crate::{
-    error::{Error, ErrorKind},
-    tenant::Access,
-};
+use super::{Lent, Plane};
+use crate::error::{Error, ErrorKind};
 
-/// A connection held for several statements, for `LISTEN`, session locks and code that begins transactions of sqlx's
-/// own: `&mut` of it implements [`Acquire`].
+/// A connection held for several statements, for session locks, temporary tables, `COPY` and code that begins
+/// transactions of sqlx's own: `&mut` of it implements [`Acquire`].
 ///
-/// What a session was left with is reset before another borrower gets it.
+/// What statements leave in the session is gone before another borrower gets it. What a function that a query calls
+/// leaves there by itself is not seen; end such work with a statement such as `discard all`, which is.
 pub struct Conn<P: Plane> {
     pub(super) lent: Lent,
     plane: PhantomData<fn() -> P>,
@@ -41,9 +39,10 @@ impl<P: Plane> Conn<P> {
     /// [`ReadOnly`](ErrorKind::ReadOnly) for a tenant that is open for reads alone: nothing would keep this connection
     /// from writing.
     pub fn dangerous_connection(&mut self) -> sqlx::Result<&mut PgConnection> {
-        match self.lent.access() {
-            Access::ReadWrite => Ok(self.lent.hand_over()),
-            Access::Read | Access::Refused => Err(Error::new(ErrorKind::ReadOnly).into()),
+        if self.lent.may_be_handed_over() {
+            Ok(self.lent.hand_over())
+        } else {
+            Err(Error::new(ErrorKind::ReadOnly).into())
         }
     }
 }
@@ -60,8 +59,8 @@ impl<'c, P: Plane> Acquire<'c> for &'c mut Conn<P> {
     /// A transaction of sqlx's own, begun as ours are.
     fn begin(self) -> BoxFuture<'c, sqlx::Result<Transaction<'c, Postgres>>> {
         Box::pin(async move {
-            let text = self.lent.begin_text(&TxOptions::new());
-            self.lent.hand_over().begin_with(AssertSqlSafe(text)).await
+            let (connection, text) = self.lent.hand_over_to_begin().await?;
+            connection.begin_with(AssertSqlSafe(text)).await
         })
     }
 }

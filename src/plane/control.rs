@@ -74,12 +74,12 @@ impl ControlDb {
         let cap = options.pool.cap;
         let pool = Pool::new(options.pool)?;
         let dial = Dial {
-            enter: Dial::enter_for(options.server.pooler, &options.search_path),
             server: options.server,
             logins: Box::new(Fixed(options.credential)),
             search_path: options.search_path,
             application_name: options.application_name,
             database_id: None,
+            access: Access::ReadWrite,
         };
         let stack = pool.stack(dial, cap, 0)?;
         Ok(Self::new(Arc::new(ControlLease { pool, stack })))
@@ -119,10 +119,7 @@ struct ControlLease {
 impl Lease for ControlLease {
     async fn lease(&self) -> Result<Lent, Error> {
         match self.stack.checkout().await {
-            Ok(checkout) => {
-                let enter = self.stack.dial().enter.clone();
-                Ok(Lent::new(checkout, Access::ReadWrite, enter))
-            }
+            Ok(checkout) => Ok(Lent::new(checkout, Access::ReadWrite)),
             Err(error) => Err(could_not_ask(error)),
         }
     }

@@ -7,14 +7,14 @@ use async_trait::async_trait;
 use futures_core::Stream;
 use futures_util::StreamExt;
 use sqlx::{
-    Either, Executor, Postgres,
+    Describe, Either, Executor, Postgres, SqlStr,
     postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo},
 };
 
 use super::{TxOptions, statement::Statement};
 use crate::{
     error::{Error, ErrorKind},
-    pool::{Checkout, Pool, breaks_connection},
+    pool::{Checkout, Damage, Pool, Protocol},
     tenant::{Access, Role, TenantId},
 };
 
@@ -44,45 +44,56 @@ pub(crate) trait Lease: Debug + Send + Sync + 'static {
 pub(crate) struct Lent {
     checkout: Checkout,
     access: Access,
-    /// Statements that every transaction begins with, in the round trip of its BEGIN.
-    enter: Option<Arc<str>>,
 }
 
 impl Lent {
-    pub(crate) fn new(checkout: Checkout, access: Access, enter: Option<Arc<str>>) -> Self {
-        Self {
-            checkout,
-            access,
-            enter,
-        }
+    pub(crate) const fn new(checkout: Checkout, access: Access) -> Self {
+        Self { checkout, access }
     }
 
     /// Whether a single statement needs a transaction around it: because it must not write, or because the session
     /// settings that it relies on last no longer than a transaction.
     pub(super) fn wraps(&self) -> bool {
-        self.access == Access::Read || self.enter.is_some()
+        !self.owns_session() || !self.may_be_handed_over()
     }
 
-    pub(super) fn access(&self) -> Access {
-        self.access
+    /// Whether whoever gets the bare connection writes only if the tenant may.
+    pub(super) fn may_be_handed_over(&self) -> bool {
+        self.access == Access::ReadWrite || self.checkout.dial().access == Access::Read
     }
 
     /// Whether the session is ours for as long as the connection is lent.
     pub(super) fn owns_session(&self) -> bool {
-        self.checkout.stack().dial().session_is_ours()
+        self.checkout.dial().session_is_ours()
     }
 
     pub(super) async fn begin(&mut self, options: &TxOptions) -> sqlx::Result<()> {
+        self.leave_transaction().await?;
         let text = self.begin_text(options);
         self.checkout.begin(text).await
     }
 
-    pub(super) fn begin_text(&self, options: &TxOptions) -> String {
+    /// The connection for code that begins a transaction of its own, with the text for that.
+    pub(super) async fn hand_over_to_begin(&mut self) -> sqlx::Result<(&mut PgConnection, String)> {
+        self.leave_transaction().await?;
+        let text = self.begin_text(&TxOptions::new());
+        Ok((self.hand_over(), text))
+    }
+
+    /// Rolls back what a wrapped statement left because it failed or was given up.
+    async fn leave_transaction(&mut self) -> sqlx::Result<()> {
+        if self.checkout.is_in_transaction() {
+            self.checkout.rollback().await?;
+        }
+        Ok(())
+    }
+
+    fn begin_text(&self, options: &TxOptions) -> String {
         let mut text = String::from("begin");
         options.append_to(&mut text, self.access);
-        if let Some(enter) = &self.enter {
+        if let Some(enter) = self.checkout.dial().enter() {
             text.push_str("; ");
-            text.push_str(enter);
+            text.push_str(&enter);
         }
         text
     }
@@ -110,7 +121,7 @@ impl Lent {
         statement: Statement,
     ) -> impl Stream<Item = sqlx::Result<Either<PgQueryResult, PgRow>>> + Send {
         try_stream! {
-            self.checkout.start(statement.text());
+            let statement = self.start(statement).await?;
             let mut failure = None;
             let mut rows = self.checkout.connection().fetch_many(statement);
             while let Some(item) = rows.next().await {
@@ -131,25 +142,41 @@ impl Lent {
     }
 
     pub(super) async fn first_row(&mut self, statement: Statement) -> sqlx::Result<Option<PgRow>> {
-        self.checkout.start(statement.text());
+        let statement = self.start(statement).await?;
         let row = self.checkout.connection().fetch_optional(statement).await;
         self.judge(row)
     }
 
-    pub(super) async fn prepare(
-        &mut self,
-        sql: sqlx::SqlStr,
-        types: &[PgTypeInfo],
-    ) -> sqlx::Result<PgStatement> {
-        self.checkout.start("select");
+    pub(super) async fn prepare(&mut self, sql: SqlStr, types: &[PgTypeInfo]) -> sqlx::Result<PgStatement> {
+        self.checkout.start(PREPARES, Protocol::Extended).await?;
         let prepared = self.checkout.connection().prepare_with(sql, types).await;
+        let prepared = self.forget_statements(prepared).await;
         self.judge(prepared)
     }
 
-    pub(super) async fn describe(&mut self, sql: sqlx::SqlStr) -> sqlx::Result<sqlx::Describe<Postgres>> {
-        self.checkout.start("select");
+    pub(super) async fn describe(&mut self, sql: SqlStr) -> sqlx::Result<Describe<Postgres>> {
+        self.checkout.start(PREPARES, Protocol::Extended).await?;
         let described = self.checkout.connection().describe(sql).await;
+        let described = self.forget_statements(described).await;
         self.judge(described)
+    }
+
+    async fn start(&mut self, mut statement: Statement) -> sqlx::Result<Statement> {
+        if !self.checkout.dial().keeps_statements() {
+            statement.run_unnamed();
+        }
+        let protocol = statement.protocol();
+        self.checkout.start(statement.text(), protocol).await?;
+        Ok(statement)
+    }
+
+    /// sqlx prepares under a name when asked to prepare. Where another client may get the session next, the name must
+    /// be free again by the end of the transaction.
+    async fn forget_statements<T>(&mut self, prepared: sqlx::Result<T>) -> sqlx::Result<T> {
+        if prepared.is_ok() && !self.checkout.dial().keeps_statements() {
+            self.checkout.connection().execute("deallocate all").await?;
+        }
+        prepared
     }
 
     fn judge<T>(&mut self, result: sqlx::Result<T>) -> sqlx::Result<T> {
@@ -175,7 +202,10 @@ impl Lent {
     }
 }
 
+/// What preparing a statement does to a session, as a statement: nothing.
+const PREPARES: &str = "select";
+
 /// Whether a transaction that could not begin may be tried on another connection: nothing of the caller's has run.
 pub(super) fn may_begin_elsewhere(error: &sqlx::Error) -> bool {
-    Error::of(error).is_none() && breaks_connection(error)
+    Error::of(error).is_none() && !Damage::of(error).spares_connection()
 }

@@ -7,6 +7,8 @@ use sqlx::{
     postgres::{PgArguments, PgStatement},
 };
 
+use crate::pool::Protocol;
+
 type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// Any query of sqlx's, taken apart so that it outlives the borrow of what it came from, and can be looked at.
@@ -32,6 +34,19 @@ impl Statement {
 
     pub(super) fn text(&self) -> &str {
         self.sql.as_str()
+    }
+
+    /// sqlx sends a statement without parameters, not even none, as text.
+    pub(super) const fn protocol(&self) -> Protocol {
+        match &self.arguments {
+            Some(Ok(Some(_))) => Protocol::Extended,
+            _ => Protocol::Simple,
+        }
+    }
+
+    /// Keeps the server from remembering it.
+    pub(super) const fn run_unnamed(&mut self) {
+        self.persistent = false;
     }
 }
 

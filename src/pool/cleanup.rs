@@ -1,7 +1,6 @@
 //! What happens to connections that nobody holds: rest, cleaning, cancelling, the end.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Weak, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -11,15 +10,14 @@ use sqlx::{
     postgres::{PgConnection, PgTransactionManager},
 };
 use sqlx_core::transaction::TransactionManager;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    Shared, Stack,
-    connection::{Physical, State, give_back},
-    dial,
-    failure::breaks_connection,
+    Shared,
+    connection::{Health, Physical, State, catch_up, give_back},
+    dial::{self, Backend, Dial},
     locked,
-    scheduler::Rest,
+    scheduler::{Rest, StackId},
 };
 
 /// How often resting connections are looked over. A fraction of the shortest sensible idle timeout.
@@ -28,22 +26,41 @@ const REAP_EVERY: Duration = Duration::from_secs(1);
 /// How often a backend that is being ended is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+/// How often a server is asked again that would not be asked.
+const RETRY_EVERY: Duration = Duration::from_millis(100);
+
+/// How long a backend that was told to go is taken to be there. sqlx drops the socket with its goodbye, so that the end
+/// cannot be seen; it takes a tenth of this on an idle machine.
+const GOODBYE: Duration = Duration::from_millis(10);
+
+const CANCEL: &str = "
+    select pg_catalog.pg_cancel_backend(pid)
+    from pg_catalog.pg_stat_get_activity($1)
+    where (extract(epoch from backend_start) * 1000000)::int8 = $2";
+
+const TERMINATE: &str = "
+    select pg_catalog.count(pg_catalog.pg_terminate_backend(activity.pid))
+    from rows from (pg_catalog.unnest($1::int4[]), pg_catalog.unnest($2::int8[])) as ended (pid, started),
+        lateral pg_catalog.pg_stat_get_activity(ended.pid) as activity
+    where (extract(epoch from activity.backend_start) * 1000000)::int8 = ended.started";
+
+const PRESENT: &str = "
+    select pg_catalog.count(*)
+    from rows from (pg_catalog.unnest($1::int4[]), pg_catalog.unnest($2::int8[])) as ended (pid, started),
+        lateral pg_catalog.pg_stat_get_activity(ended.pid) as activity
+    where (extract(epoch from activity.backend_start) * 1000000)::int8 = ended.started";
+
 /// Closes connections that rested too long or are too old, until the pool is gone.
 pub(super) async fn reap(shared: Weak<Shared>) {
     loop {
-        tokio::time::sleep(REAP_EVERY).await;
+        sleep(REAP_EVERY).await;
         let Some(shared) = shared.upgrade() else { return };
-        let keeps: HashMap<_, _> = locked(&shared.stacks)
-            .iter()
-            .filter_map(|(id, stack)| Some((*id, stack.upgrade()?.keep)))
-            .collect();
         let now = Instant::now();
         let idle_timeout = shared.options.idle_timeout;
         shared.act(|scheduler, actions| {
             scheduler.reap(
-                |id, physical, above| {
+                |physical, kept| {
                     let rested = now.saturating_duration_since(physical.since());
-                    let kept = keeps.get(&id).is_some_and(|keep| above < *keep);
                     physical.is_expired(now) || (rested >= idle_timeout && !kept)
                 },
                 actions,
@@ -56,159 +73,235 @@ pub(super) async fn reap(shared: Weak<Shared>) {
 pub(super) async fn hang_up(physical: Physical, limit: Duration) {
     let (connection, permit) = physical.part();
     dial::hang_up(connection, limit).await;
+    sleep(GOODBYE).await;
     drop(permit);
 }
 
 /// Cleans a connection that came back in the middle of something and puts it on its stack, or ends it.
-pub(super) fn rescue(stack: Stack, physical: Physical, state: State) {
-    let shared = Arc::clone(&stack.0.shared);
-    // Without a runtime the process is ending, and the socket closes with the connection.
-    if let Some(runtime) = shared.runtime.get() {
-        runtime.spawn(async move {
-            let mut physical = physical;
-            match clean(&stack, &mut physical, state).await {
-                Outcome::Clean => give_back(&stack, physical),
-                Outcome::Ended => {
-                    hang_up(
-                        physical.closing(&stack.0.shared),
-                        stack.0.shared.options.reset_timeout,
-                    )
-                    .await
-                }
-                Outcome::Running => end(&stack, physical).await,
-            }
-        });
-    }
+pub(super) fn rescue(shared: Arc<Shared>, stack: StackId, physical: Physical, state: State) {
+    Arc::clone(&shared).spawn(async move {
+        let mut physical = physical;
+        match clean(&shared, &mut physical, state).await {
+            Outcome::Clean => give_back(&shared, stack, physical),
+            Outcome::Over => hang_up(physical.closing(&shared), shared.options.reset_timeout).await,
+            Outcome::Unknown => end(&shared, physical).await,
+        }
+    });
 }
 
 enum Outcome {
     /// As good as new.
     Clean,
-    /// The server knows that the session is over, or will as soon as the socket closes.
-    Ended,
+    /// Of no use, and its backend gone, or waiting for what comes next: a goodbye is enough.
+    Over,
     /// The backend may still be at work.
-    Running,
+    Unknown,
 }
 
-async fn clean(stack: &Stack, physical: &mut Physical, state: State) -> Outcome {
-    let options = &stack.0.shared.options;
-    if state.broken || !stack.0.dial.session_is_ours() {
-        return Outcome::Ended;
+async fn clean(shared: &Shared, physical: &mut Physical, state: State) -> Outcome {
+    let options = &shared.options;
+    match state.health {
+        Health::Sound => {}
+        // A pooler may have given the backend to somebody else by now.
+        Health::Suspect if physical.dial.is_direct() => return Outcome::Unknown,
+        Health::Suspect | Health::Gone => return Outcome::Over,
     }
     if state.busy {
         match timeout(options.cancel_after, catch_up(&mut physical.connection)).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => return Outcome::Ended,
+            Ok(Err(_)) => return Outcome::Unknown,
             Err(_) => {
-                if signal(stack, physical.backend, "select pg_catalog.pg_cancel_backend($1)")
-                    .await
-                    .is_err()
-                {
-                    return Outcome::Running;
+                if !cancel(shared, physical).await {
+                    return Outcome::Unknown;
                 }
                 match timeout(options.reset_timeout, catch_up(&mut physical.connection)).await {
                     Ok(Ok(())) => {}
-                    Ok(Err(_)) => return Outcome::Ended,
-                    Err(_) => return Outcome::Running,
+                    Ok(Err(_)) | Err(_) => return Outcome::Unknown,
                 }
             }
         }
     }
-    match timeout(
-        options.reset_timeout,
-        reset(stack, &mut physical.connection, state),
-    )
-    .await
-    {
+    if state.altered && !physical.dial.session_is_ours() {
+        // The session is the pooler's to clean. With the connection it loses the server's, too, if that is in use.
+        return Outcome::Over;
+    }
+    match timeout(options.reset_timeout, reset(physical, state)).await {
         Ok(Ok(())) => Outcome::Clean,
-        Ok(Err(_)) => Outcome::Ended,
-        Err(_) => Outcome::Running,
+        Ok(Err(_)) | Err(_) => Outcome::Unknown,
     }
 }
 
-/// Reads what the server still has to say, a refusal included.
-async fn catch_up(connection: &mut PgConnection) -> sqlx::Result<()> {
-    loop {
-        match connection.ping().await {
-            Ok(()) => return Ok(()),
-            Err(error) if breaks_connection(&error) => return Err(error),
-            Err(_) => {}
-        }
-    }
-}
-
-async fn reset(stack: &Stack, connection: &mut PgConnection, state: State) -> sqlx::Result<()> {
+async fn reset(physical: &mut Physical, state: State) -> sqlx::Result<()> {
+    let connection = &mut physical.connection;
     let counted = PgTransactionManager::get_transaction_depth(connection) > 0;
     while PgTransactionManager::get_transaction_depth(connection) > 0 {
         PgTransactionManager::rollback(connection).await?;
     }
-    if !counted && (state.in_transaction || state.altered) {
+    if state.in_transaction && !counted {
+        // A BEGIN that was cut short: sqlx does not know of it.
         connection.execute("rollback").await?;
     }
     if state.altered {
         connection.clear_cached_statements().await?;
-        connection.execute("discard all").await?;
-        stack.0.dial.settle(connection).await?;
+        discard_all(connection).await?;
+        let backend = physical.dial.settle(connection).await?;
+        if backend != physical.backend {
+            return Err(sqlx::Error::Protocol("the answer of another backend".into()));
+        }
     }
     Ok(())
 }
 
+/// Ends a transaction only if there is one, for the server's log and ours would note each time that there is none.
+async fn discard_all(connection: &mut PgConnection) -> sqlx::Result<()> {
+    match connection.execute("discard all").await {
+        Err(sqlx::Error::Database(refused))
+            if matches!(refused.code().as_deref(), Some("25001" | "25P02")) =>
+        {
+            connection.execute("rollback").await?;
+            connection.execute("discard all").await?;
+        }
+        discarded => drop(discarded?),
+    }
+    Ok(())
+}
+
+/// Interrupts the statement that a connection is busy with. The signal has been sent before this returns, so it cannot
+/// strike whatever runs after what was read of the statement's answer.
+async fn cancel(shared: &Shared, physical: &Physical) -> bool {
+    let Some(backend) = physical.backend else {
+        return false;
+    };
+    let work = async {
+        let mut reserved = Reserved::open(shared, &physical.dial).await.ok()?;
+        let sent: Option<bool> = sqlx::query_scalar(CANCEL)
+            .bind(backend.pid)
+            .bind(backend.started)
+            .persistent(false)
+            .fetch_optional(&mut reserved.connection)
+            .await
+            .ok()?;
+        reserved.close(shared).await;
+        sent
+    };
+    timeout(patience(shared), work).await == Ok(Some(true))
+}
+
 /// Ends a backend that may still be at work, and holds the permit until it is gone or is given up.
-async fn end(stack: &Stack, physical: Physical) {
-    let shared = &stack.0.shared;
+pub(super) async fn end(shared: &Shared, physical: Physical) {
     let physical = physical.closing(shared);
+    let dial = Arc::clone(&physical.dial);
     let backend = physical.backend;
     let (connection, permit) = physical.part();
-    dial::hang_up(connection, shared.options.reset_timeout).await;
-    match timeout(shared.options.leak_after, see_off(stack, backend)).await {
-        Ok(()) => {}
-        Err(_) => {
-            shared.counters.leaked.fetch_add(1, Relaxed);
-            tracing::warn!(database = %stack.0.dial.whereabouts(), "a backend did not end in time; its permit is given up");
-        }
-    }
+    end_backend(shared, &dial, backend, connection).await;
     drop(permit);
 }
 
-async fn see_off(stack: &Stack, backend: Option<i32>) {
-    if signal(stack, backend, "select pg_catalog.pg_terminate_backend($1)")
-        .await
-        .is_err()
-    {
-        // A server that cannot be reached has no backend of ours to wait for, as far as anybody can tell.
-        return;
+/// Ends the backend of a connection, and the connection.
+pub(super) async fn end_backend(
+    shared: &Shared,
+    dial: &Dial,
+    backend: Option<Backend>,
+    connection: PgConnection,
+) {
+    if let Some(backend) = backend {
+        // While the connection is ours: a pooler gives the backend of one that was closed to somebody else.
+        let gone = timeout(shared.options.leak_after, see_off(shared, dial, &[backend])).await;
+        if gone.is_err() {
+            shared.counters.leaked.fetch_add(1, Relaxed);
+            tracing::warn!(database = %dial.whereabouts(), "a backend did not end in time; its permit is given up");
+        }
     }
-    const PRESENT: &str = "select exists(select from pg_catalog.pg_stat_activity where pid = $1)";
-    while signal(stack, backend, PRESENT).await == Ok(true) {
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
+    dial::hang_up(connection, shared.options.reset_timeout).await;
 }
 
-/// Asks the server about a backend of this stack, through a reserved connection.
-async fn signal(stack: &Stack, backend: Option<i32>, question: &'static str) -> Result<bool, ()> {
-    let shared = &stack.0.shared;
-    let backend = backend.ok_or(())?;
-    let _reserved = shared.reserved.acquire().await.map_err(|_| ())?;
-    let mut dialed = stack.0.dial.connect(&shared.options).await.map_err(|_| ())?;
-    let answer = sqlx::query_scalar(question)
-        .bind(backend)
-        .persistent(false)
-        .fetch_one(&mut dialed.connection)
-        .await;
-    dial::hang_up(dialed.connection, shared.options.reset_timeout).await;
-    answer.map_err(|_| ())
+/// Ends backends and waits until they are gone, for ever if that cannot be found out.
+async fn see_off(shared: &Shared, dial: &Dial, backends: &[Backend]) {
+    let mut question = TERMINATE;
+    loop {
+        match Reserved::open(shared, dial).await {
+            Ok(mut reserved) => {
+                while let Ok(left) = reserved.count(question, backends).await {
+                    if left == 0 {
+                        return reserved.close(shared).await;
+                    }
+                    question = PRESENT;
+                    sleep(LOOK_EVERY).await;
+                }
+            }
+            // A server that cannot be reached has no backend of ours, as far as anybody can tell.
+            Err(Unreserved::Unreachable) => return,
+            Err(Unreserved::Refused) => {}
+        }
+        sleep(RETRY_EVERY).await;
+    }
 }
 
 /// Ends every lent connection at its server. Whoever holds one sees its statement fail.
-pub(super) async fn end_lent(shared: &Arc<Shared>) {
-    let lent: Vec<(Option<Stack>, Option<i32>)> = locked(&shared.lent)
-        .values()
-        .map(|lent| (lent.stack.upgrade().map(Stack), lent.backend))
-        .collect();
-    for (stack, backend) in lent {
-        if let Some(stack) = stack {
-            // A server that cannot be asked has ended the session, or will when the socket closes.
-            let _ = signal(&stack, backend, "select pg_catalog.pg_terminate_backend($1)").await;
+pub(super) async fn end_lent(shared: &Shared) {
+    let mut lent: Vec<(Arc<Dial>, Vec<Backend>)> = Vec::new();
+    for one in locked(&shared.lent).values() {
+        let Some(backend) = one.backend else { continue };
+        match lent.iter_mut().find(|(dial, _)| Arc::ptr_eq(dial, &one.dial)) {
+            Some((_, backends)) => backends.push(backend),
+            None => lent.push((Arc::clone(&one.dial), vec![backend])),
         }
     }
+    let ended = lent
+        .iter()
+        .map(|(dial, backends)| see_off(shared, dial, backends));
+    futures_util::future::join_all(ended).await;
+}
+
+/// A connection beyond the cap, for moments.
+struct Reserved<'a> {
+    connection: PgConnection,
+    _permit: tokio::sync::SemaphorePermit<'a>,
+}
+
+/// Why there is none.
+enum Unreserved {
+    /// Nothing answers.
+    Unreachable,
+    /// The server, or whoever gives the login, lets us not in just now.
+    Refused,
+}
+
+impl<'a> Reserved<'a> {
+    async fn open(shared: &'a Shared, dial: &Dial) -> Result<Self, Unreserved> {
+        let permit = shared.reserved.acquire().await.expect("never closed");
+        match dial.connect(&shared.options).await {
+            Ok(dialed) => Ok(Self {
+                connection: dialed.connection,
+                _permit: permit,
+            }),
+            Err(not) if not.answered => Err(Unreserved::Refused),
+            Err(_) => Err(Unreserved::Unreachable),
+        }
+    }
+
+    async fn count(&mut self, question: &'static str, backends: &[Backend]) -> sqlx::Result<i64> {
+        let (pids, started): (Vec<i32>, Vec<i64>) = backends
+            .iter()
+            .map(|backend| (backend.pid, backend.started))
+            .unzip();
+        sqlx::query_scalar(question)
+            .bind(pids)
+            .bind(started)
+            .persistent(false)
+            .fetch_one(&mut self.connection)
+            .await
+    }
+
+    async fn close(self, shared: &Shared) {
+        dial::hang_up(self.connection, shared.options.reset_timeout).await;
+    }
+}
+
+/// How long a connection beyond the cap may take, the wait for one included.
+fn patience(shared: &Shared) -> Duration {
+    shared
+        .options
+        .connect_timeout
+        .saturating_add(shared.options.reset_timeout)
 }

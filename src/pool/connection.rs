@@ -10,12 +10,13 @@ use sqlx_core::transaction::TransactionManager;
 use tokio::time::Instant;
 
 use super::{
-    Shared, Stack, cleanup,
-    dial::Dialed,
-    failure::breaks_connection,
-    locked,
+    Shared, cleanup,
+    dial::{Backend, Dial, Dialed},
+    failure::Damage,
+    later, locked,
     options::PoolOptions,
-    scheduler::{Phase, Rest, StackId},
+    scheduler::{Generation, Phase, Rest, StackId},
+    session::{self, Protocol},
 };
 
 /// The right to hold a physical connection. Dropping it says that the backend is gone.
@@ -47,21 +48,32 @@ impl Drop for Permit {
 /// A physical connection with its permit.
 pub(super) struct Physical {
     pub(super) connection: PgConnection,
-    /// The process id of its backend, if that stays the same for its life.
-    pub(super) backend: Option<i32>,
+    /// Its backend, if that stays the same for its life.
+    pub(super) backend: Option<Backend>,
+    /// What it was made with.
+    pub(super) dial: Arc<Dial>,
+    generation: Generation,
     expires: Instant,
     since: Instant,
     permit: Permit,
 }
 
 impl Physical {
-    pub(super) fn new(dialed: Dialed, mut permit: Permit, options: &PoolOptions) -> Self {
+    pub(super) fn new(
+        dialed: Dialed,
+        dial: Arc<Dial>,
+        generation: Generation,
+        mut permit: Permit,
+        options: &PoolOptions,
+    ) -> Self {
         permit.phase = Phase::Open;
         let now = Instant::now();
         Self {
             connection: dialed.connection,
             backend: dialed.backend,
-            expires: now + options.max_lifetime.mul_f64(1.0 - random_tenth()),
+            dial,
+            generation,
+            expires: later(now, options.max_lifetime.mul_f64(1.0 - random_tenth())),
             since: now,
             permit,
         }
@@ -73,15 +85,13 @@ impl Physical {
     }
 
     /// Marks the permit as that of a connection that is being closed.
-    pub(super) fn closing(mut self, shared: &Shared) -> Self {
-        if self.permit.phase != Phase::Closing {
-            self.permit.phase = Phase::Closing;
-            shared.scheduler().discard();
-        }
-        self
+    pub(super) fn closing(self, shared: &Shared) -> Self {
+        shared.scheduler().discard();
+        self.noted_closing()
     }
 
-    pub(super) fn noted_closing(mut self) -> Self {
+    /// The same where the scheduler knows already.
+    pub(super) const fn noted_closing(mut self) -> Self {
         self.permit.phase = Phase::Closing;
         self
     }
@@ -95,12 +105,16 @@ impl Rest for Physical {
     fn since(&self) -> Instant {
         self.since
     }
+
+    fn generation(&self) -> Generation {
+        self.generation
+    }
 }
 
-/// Who holds a lent connection.
+/// How a lent connection is ended over its holder's head.
 pub(super) struct Lent {
-    pub(super) stack: Weak<super::StackInner>,
-    pub(super) backend: Option<i32>,
+    pub(super) dial: Arc<Dial>,
+    pub(super) backend: Option<Backend>,
 }
 
 /// What a connection is in the middle of, or was left with.
@@ -111,25 +125,45 @@ pub(super) struct State {
     /// A transaction of ours is open, or may be.
     pub(super) in_transaction: bool,
     /// A statement may have failed inside the transaction.
-    pub(super) may_have_failed: bool,
+    may_have_failed: bool,
     /// Something other than plain queries ran: the session may have other settings than it started with.
     pub(super) altered: bool,
-    /// Of no further use.
-    pub(super) broken: bool,
+    pub(super) health: Health,
+}
+
+/// Whether a connection is of further use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Health {
+    #[default]
+    Sound,
+    /// It is not, and its backend may still be there.
+    Suspect,
+    /// It is not, and its backend has gone.
+    Gone,
+}
+
+impl State {
+    fn is_clean(self) -> bool {
+        !self.busy && !self.in_transaction && !self.altered && self.health == Health::Sound
+    }
 }
 
 /// A connection on loan. Dropping it gives it back: at once if it is clean, after a task has cleaned it if not.
+///
+/// It holds its pool and not its stack, which ends with its handles: what comes back after that is closed.
 pub(crate) struct Checkout {
     physical: Option<Physical>,
-    stack: Stack,
+    shared: Arc<Shared>,
+    stack: StackId,
     state: State,
     number: Option<u64>,
 }
 
 impl Checkout {
-    pub(super) fn new(physical: Physical, stack: Stack) -> Self {
+    pub(super) fn new(physical: Physical, shared: Arc<Shared>, stack: StackId) -> Self {
         Self {
             physical: Some(physical),
+            shared,
             stack,
             state: State::default(),
             number: None,
@@ -138,44 +172,53 @@ impl Checkout {
 
     /// The connection, for a statement announced by [`Checkout::start`].
     pub(crate) fn connection(&mut self) -> &mut PgConnection {
-        &mut self.physical.as_mut().expect("taken on drop only").connection
+        &mut self.physical_mut().connection
     }
 
-    pub(crate) fn stack(&self) -> &Stack {
-        &self.stack
+    /// What the connection was made with.
+    pub(crate) fn dial(&self) -> &Dial {
+        &self.physical.as_ref().expect("taken on drop only").dial
     }
 
-    /// Announces a statement, so that one which is abandoned or leaves something behind is noticed.
-    pub(crate) fn start(&mut self, sql: &str) {
-        self.interrupt();
-        self.state.altered |= may_alter_session(sql);
+    pub(crate) const fn is_in_transaction(&self) -> bool {
+        self.state.in_transaction
+    }
+
+    /// Announces a statement, so that one which is abandoned or leaves something behind is noticed. If the one before
+    /// was abandoned, its answer is read first: it must not be taken for the answer to this one.
+    ///
+    /// # Cancel safety
+    /// Safe: the connection stays known as busy.
+    pub(crate) async fn start(&mut self, sql: &str, protocol: Protocol) -> sqlx::Result<()> {
+        self.state.altered |= session::may_alter(sql, protocol);
+        self.be_busy().await
     }
 
     /// The answer to the statement has been read to its end.
-    pub(crate) fn finish(&mut self) {
+    pub(crate) const fn finish(&mut self) {
         self.state.busy = false;
     }
 
     /// The statement failed. A refusal by the database has been read to its end; anything else has not.
     pub(crate) fn fail(&mut self, error: &sqlx::Error) {
         self.state.may_have_failed = true;
-        if breaks_connection(error) {
-            self.state.broken = true;
-        } else if matches!(error, sqlx::Error::Database(_)) {
-            self.state.busy = false;
+        match Damage::of(error) {
+            Damage::Refused => self.state.busy = false,
+            Damage::Unread => {}
+            Damage::Suspect => self.state.health = Health::Suspect,
+            Damage::Gone => {
+                self.state.health = Health::Gone;
+                // What ended this session, such as a restart of the server, has ended those at rest as well.
+                self.shared.purge(self.stack);
+            }
         }
     }
 
-    /// Begins another exchange with the server. How one that was abandoned ended is not known.
-    const fn interrupt(&mut self) {
-        self.state.may_have_failed |= self.state.busy;
-        self.state.busy = true;
-    }
-
-    /// The connection is given to code that we do not see.
+    /// The connection is given to code that we do not see, and that may leave a statement running.
     pub(crate) fn hand_over(&mut self) -> &mut PgConnection {
         self.state.altered = true;
         self.state.may_have_failed = true;
+        self.state.busy = true;
         self.connection()
     }
 
@@ -185,16 +228,12 @@ impl Checkout {
     /// # Cancel safety
     /// A cancelled or failed call leaves the connection to be cleaned when it is dropped.
     pub(crate) async fn begin(&mut self, text: String) -> sqlx::Result<()> {
+        self.be_busy().await?;
         self.state.in_transaction = true;
         self.state.may_have_failed = false;
-        self.state.busy = true;
-        let begun =
-            PgTransactionManager::begin(self.connection(), Some(AssertSqlSafe(text).into_sql_str())).await;
-        match &begun {
-            Ok(()) => self.state.busy = false,
-            Err(error) => self.fail(error),
-        }
-        begun
+        let text = AssertSqlSafe(text).into_sql_str();
+        let begun = PgTransactionManager::begin(self.connection(), Some(text)).await;
+        self.judge(begun)
     }
 
     /// Commits. Postgres answers the COMMIT of a failed transaction with success and rolls back, so if a statement may
@@ -203,16 +242,10 @@ impl Checkout {
     /// # Cancel safety
     /// Whether a cancelled commit took effect is not known.
     pub(crate) async fn commit(&mut self) -> sqlx::Result<()> {
-        self.interrupt();
+        self.be_busy().await?;
         let committed = self.check_and_commit().await;
-        match &committed {
-            Ok(()) => {
-                self.state.busy = false;
-                self.state.in_transaction = false;
-            }
-            Err(error) => self.fail(error),
-        }
-        committed
+        self.state.in_transaction = committed.is_err();
+        self.judge(committed)
     }
 
     async fn check_and_commit(&mut self) -> sqlx::Result<()> {
@@ -228,35 +261,48 @@ impl Checkout {
     /// # Cancel safety
     /// Safe: the connection rolls back when it is dropped.
     pub(crate) async fn rollback(&mut self) -> sqlx::Result<()> {
-        self.state.busy = true;
+        self.be_busy().await?;
         let rolled_back = PgTransactionManager::rollback(self.connection()).await;
-        match &rolled_back {
-            Ok(()) => {
-                self.state.busy = false;
-                self.state.in_transaction = false;
+        self.state.in_transaction = rolled_back.is_err();
+        self.judge(rolled_back)
+    }
+
+    /// Begins another exchange with the server, after reading what is left of one that was abandoned. How that one
+    /// ended does not matter to the caller, unless the connection went with it.
+    async fn be_busy(&mut self) -> sqlx::Result<()> {
+        let abandoned = std::mem::replace(&mut self.state.busy, true);
+        if abandoned {
+            self.state.may_have_failed = true;
+            if let Err(error) = catch_up(self.connection()).await {
+                self.fail(&error);
+                return Err(error);
             }
+        }
+        Ok(())
+    }
+
+    fn judge<T>(&mut self, result: sqlx::Result<T>) -> sqlx::Result<T> {
+        match &result {
+            Ok(_) => self.finish(),
             Err(error) => self.fail(error),
         }
-        rolled_back
+        result
     }
 
     /// Whether the connection can be lent: it answers a probe, if it has rested for long.
     pub(super) async fn is_fit(&mut self) -> bool {
-        let options = &self.stack.0.shared.options;
+        let options = &self.shared.options;
         let (probe_after, limit) = (options.probe_after, options.reset_timeout);
-        let physical = self.physical.as_mut().expect("taken on drop only");
-        let now = Instant::now();
-        if now.saturating_duration_since(physical.since) < probe_after {
+        let rested = Instant::now().saturating_duration_since(self.physical_mut().since);
+        if rested < probe_after {
             return true;
         }
         self.state.busy = true;
-        match tokio::time::timeout(limit, physical.connection.ping()).await {
-            Ok(Ok(())) => {
-                self.state.busy = false;
-                true
-            }
-            Ok(Err(_)) | Err(_) => {
-                self.state.broken = true;
+        match tokio::time::timeout(limit, self.connection().ping()).await {
+            Ok(answer) => self.judge(answer).is_ok(),
+            Err(_) => {
+                self.state.health = Health::Suspect;
+                self.shared.purge(self.stack);
                 false
             }
         }
@@ -264,118 +310,62 @@ impl Checkout {
 
     /// Enters the connection among those that are lent.
     pub(super) fn lend(&mut self) {
-        let shared = &self.stack.0.shared;
+        let shared = &self.shared;
+        let physical = self.physical.as_ref().expect("taken on drop only");
         let number = shared.counters.lent.fetch_add(1, Relaxed);
-        let backend = self.physical.as_ref().and_then(|physical| physical.backend);
-        locked(&shared.lent).insert(
-            number,
-            Lent {
-                stack: Arc::downgrade(&self.stack.0),
-                backend,
-            },
-        );
+        let lent = Lent {
+            dial: Arc::clone(&physical.dial),
+            backend: physical.backend,
+        };
+        locked(&shared.lent).insert(number, lent);
         self.number = Some(number);
+    }
+
+    fn physical_mut(&mut self) -> &mut Physical {
+        self.physical.as_mut().expect("taken on drop only")
     }
 }
 
 impl Drop for Checkout {
     fn drop(&mut self) {
-        let shared = &self.stack.0.shared;
+        let shared = &self.shared;
         if let Some(number) = self.number {
             locked(&shared.lent).remove(&number);
         }
         if let Some(physical) = self.physical.take() {
-            let State {
-                busy,
-                in_transaction,
-                altered,
-                broken,
-                ..
-            } = self.state;
-            if busy || in_transaction || altered || broken {
-                shared.counters.rescued.fetch_add(1, Relaxed);
-                cleanup::rescue(self.stack.clone(), physical, self.state);
+            if self.state.is_clean() {
+                give_back(shared, self.stack, physical);
             } else {
-                give_back(&self.stack, physical);
+                shared.counters.rescued.fetch_add(1, Relaxed);
+                cleanup::rescue(Arc::clone(shared), self.stack, physical, self.state);
             }
         }
     }
 }
 
 /// Puts a clean connection on its stack, or closes it if its life is over.
-pub(super) fn give_back(stack: &Stack, mut physical: Physical) {
-    let shared = &stack.0.shared;
+pub(super) fn give_back(shared: &Arc<Shared>, stack: StackId, mut physical: Physical) {
     let now = Instant::now();
     if physical.is_expired(now) {
         shared.hang_up(physical.closing(shared));
         return;
     }
     physical.since = now;
-    shared.act(|scheduler, actions| scheduler.put(stack.0.id, Phase::Open, physical, actions));
+    shared.act(|scheduler, actions| scheduler.put(stack, Phase::Open, physical, actions));
 }
 
-/// Whether a statement may leave the session other than it found it. Plain queries do not; whatever is not known to be
-/// one is taken to. What a function called by a query does is not seen here.
-fn may_alter_session(sql: &str) -> bool {
-    const PLAIN: [&str; 8] = [
-        "select", "insert", "update", "delete", "with", "values", "table", "merge",
-    ];
-    const SUSPECT: [&str; 4] = ["set_config", "pg_advisory", "pg_try_advisory", "temp"];
-    let text = sql.trim_start();
-    let plain = PLAIN.iter().any(|word| {
-        text.get(..word.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(word))
-            && !text[word.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_')
-    });
-    !plain
-        || text.trim_end().trim_end_matches(';').contains(';')
-        || SUSPECT.iter().any(|word| contains_ignoring_case(text, word))
-}
-
-fn contains_ignoring_case(text: &str, word: &str) -> bool {
-    text.as_bytes()
-        .windows(word.len())
-        .any(|window| window.eq_ignore_ascii_case(word.as_bytes()))
+/// Reads what the server still has to say, refusals included.
+pub(super) async fn catch_up(connection: &mut PgConnection) -> sqlx::Result<()> {
+    loop {
+        match connection.ping().await {
+            Err(error) if Damage::of(&error).spares_connection() => {}
+            done => return done,
+        }
+    }
 }
 
 /// Between 0 and 0.1; chance enough to keep connections from expiring together.
 fn random_tenth() -> f64 {
     let random = uuid::Uuid::new_v4().as_u128() as u32;
     f64::from(random) / f64::from(u32::MAX) / 10.0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn plain_queries_leave_the_session_alone() {
-        for sql in [
-            "select 1",
-            " SELECT 1 ;",
-            "with a as (select 1) table a",
-            "insert into t values (1)",
-            "values(1)",
-        ] {
-            assert!(!may_alter_session(sql), "{sql}");
-        }
-    }
-
-    #[test]
-    fn whatever_else_is_suspect() {
-        for sql in [
-            "set search_path = x",
-            "select set_config('a', 'b', false)",
-            "select PG_ADVISORY_LOCK(1)",
-            "select 1 into temp t",
-            "select 1; set role x",
-            "begin",
-            "listen x",
-            "selectx",
-            "",
-            "/* hint */ select 1",
-        ] {
-            assert!(may_alter_session(sql), "{sql}");
-        }
-    }
 }

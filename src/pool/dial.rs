@@ -1,20 +1,29 @@
 //! Opening a connection: from fields to a session that is ready to be lent.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use secrecy::ExposeSecret;
 use sqlx::{
-    ConnectOptions, Connection, Row,
-    postgres::{PgConnectOptions, PgConnection, PgSslMode},
+    AssertSqlSafe, ConnectOptions, Connection, Row,
+    postgres::{PgConnectOptions, PgConnection, PgRow, PgSslMode},
+    raw_sql,
 };
+use tokio::time::{Instant, timeout_at};
 
-use super::{PoolOptions, StatementLogging};
+use super::{PoolOptions, StatementLogging, later};
 use crate::{
     error::{Error, ErrorKind},
     secret::Credential,
     settings::forbidden_environment,
-    tenant::{CaCertificate, DatabaseId, Endpoint, Pooler, Server, TlsMode},
+    tenant::{Access, CaCertificate, DatabaseId, Endpoint, Pooler, Server, TlsMode},
 };
 
 /// Gives the login for a connection, at the moment when it is made.
@@ -29,67 +38,159 @@ pub(crate) struct Dial {
     pub(crate) logins: Box<dyn Logins>,
     /// Schemas that unqualified names are looked up in; `pg_temp` is added at the end.
     pub(crate) search_path: Arc<str>,
-    /// What every transaction begins with, where session settings do not last; from [`Dial::enter_for`].
-    pub(crate) enter: Option<Arc<str>>,
     pub(crate) application_name: Arc<str>,
     /// What the database must say it is.
     pub(crate) database_id: Option<DatabaseId>,
+    /// What sessions are for. [`Access::Read`] makes their transactions read-only unless they say otherwise.
+    pub(crate) access: Access,
 }
 
-/// A connection, and the process id of its backend if that stays the same for its life.
+/// A connection, and its backend if that stays the same for its life.
 pub(super) struct Dialed {
     pub(super) connection: PgConnection,
-    pub(super) backend: Option<i32>,
+    pub(super) backend: Option<Backend>,
+}
+
+/// The server process behind a connection. A process id alone may be another's a moment later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Backend {
+    pub(super) pid: i32,
+    /// When it started, in microseconds since 1970 by the server's clock.
+    pub(super) started: i64,
+}
+
+/// Why there is no connection.
+pub(super) struct NotDialed {
+    pub(super) error: Error,
+    /// Whether the server had a say in it, or was not even asked.
+    pub(super) answered: bool,
+    /// A connection whose backend may still be at work on what it was asked.
+    pub(super) unfinished: Option<Dialed>,
+}
+
+impl From<Error> for NotDialed {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            answered: true,
+            unfinished: None,
+        }
+    }
 }
 
 impl Dial {
-    /// Connects to the first endpoint that answers, and makes the session ready.
-    pub(super) async fn connect(&self, options: &PoolOptions) -> Result<Dialed, Error> {
-        let credential = self.logins.login().await?;
+    /// Connects to the first endpoint that answers, and makes the session ready, all within `connect_timeout`.
+    pub(super) async fn connect(&self, options: &PoolOptions) -> Result<Dialed, NotDialed> {
+        let deadline = later(Instant::now(), options.connect_timeout);
+        let credential = match timeout_at(deadline, self.logins.login()).await {
+            Ok(login) => login?,
+            Err(_) => return Err(self.unavailable("no login in time").into()),
+        };
         if credential
             .password()
             .is_some_and(|password| password.expose_secret().is_empty())
         {
-            return Err(ErrorKind::MissingPassword.into());
+            return Err(Error::new(ErrorKind::MissingPassword).into());
         }
-        let mut failure =
-            Error::new(ErrorKind::InvalidConfiguration).detail("the data source has no endpoint");
+        let nowhere = Error::new(ErrorKind::InvalidConfiguration).detail("the data source has no endpoint");
+        let mut failure = NotDialed::from(nowhere);
+        let mut left = u32::try_from(self.server.endpoints.len()).unwrap_or(u32::MAX);
         for endpoint in &self.server.endpoints {
-            let open = self.options(endpoint, &credential, options);
-            match limited(options.connect_timeout, open.connect()).await {
-                Ok(connection) => {
-                    drop(credential);
-                    return limited(options.connect_timeout, self.prepare(connection)).await;
-                }
-                Err(error) => failure = error,
-            }
-            if !matches!(failure.kind(), ErrorKind::DatabaseUnavailable { .. }) {
+            // An endpoint that does not answer must leave time for the next ones.
+            let share = deadline.saturating_duration_since(Instant::now()) / left.max(1);
+            left -= 1;
+            let until = later(Instant::now(), share);
+            failure = match self.connect_to(endpoint, &credential, options, until).await {
+                Ok(dialed) => return Ok(dialed),
+                Err(not) => not,
+            };
+            let elsewhere = matches!(failure.error.kind(), ErrorKind::DatabaseUnavailable { .. });
+            if failure.unfinished.is_some() || !elsewhere {
                 break;
             }
         }
-        Err(failure.detail(self.whereabouts()))
+        Err(failure)
     }
 
-    /// The statement that sets the search path for one transaction, where a session is not ours to set up.
-    pub(crate) fn enter_for(pooler: Pooler, search_path: &str) -> Option<Arc<str>> {
-        match pooler {
-            Pooler::Transaction { .. } => {
-                let quoted = with_pg_temp(search_path).replace('\'', "''");
-                Some(format!("select pg_catalog.set_config('search_path', '{quoted}', true)").into())
+    async fn connect_to(
+        &self,
+        endpoint: &Endpoint,
+        credential: &Credential,
+        options: &PoolOptions,
+        until: Instant,
+    ) -> Result<Dialed, NotDialed> {
+        let connecting = self.options(endpoint, credential, options);
+        let connection = match timeout_at(until, connecting.connect()).await {
+            Ok(connected) => connected.map_err(|error| self.placed(error))?,
+            Err(_) => {
+                return Err(self
+                    .unavailable("no answer within the time for connecting")
+                    .into());
             }
-            Pooler::Direct | Pooler::Session => None,
+        };
+        let mut dialed = Dialed {
+            connection,
+            backend: None,
+        };
+        match timeout_at(until, self.prepare(&mut dialed)).await {
+            Ok(Ok(())) => Ok(dialed),
+            Ok(Err(error)) => {
+                hang_up(dialed.connection, options.reset_timeout).await;
+                Err(self.placed(error).into())
+            }
+            Err(_) => Err(NotDialed {
+                error: self.unavailable("connected, but the session was not ready in time"),
+                answered: true,
+                unfinished: Some(dialed),
+            }),
         }
     }
 
+    /// The statement that every transaction begins with, where a session is not ours to set up.
+    pub(crate) fn enter(&self) -> Option<String> {
+        (!self.session_is_ours()).then(|| {
+            let path = literal(&with_pg_temp(&self.search_path));
+            format!("select pg_catalog.set_config('search_path', {path}, true)")
+        })
+    }
+
     /// Whether a session is ours for as long as the connection lives.
-    pub(crate) fn session_is_ours(&self) -> bool {
+    pub(crate) const fn session_is_ours(&self) -> bool {
         !matches!(self.server.pooler, Pooler::Transaction { .. })
+    }
+
+    /// Whether the process at the other end of the connection is the backend itself.
+    pub(super) const fn is_direct(&self) -> bool {
+        matches!(self.server.pooler, Pooler::Direct)
+    }
+
+    /// Whether a statement may be prepared under a name, to be used again.
+    pub(crate) const fn keeps_statements(&self) -> bool {
+        !matches!(
+            self.server.pooler,
+            Pooler::Transaction {
+                max_prepared_statements: 0
+            }
+        )
     }
 
     /// Host, port and database: what may be shown.
     pub(crate) fn whereabouts(&self) -> String {
         let endpoints: Vec<String> = self.server.endpoints.iter().map(ToString::to_string).collect();
         format!("{}/{}", endpoints.join(","), self.server.database)
+    }
+
+    pub(super) fn unavailable(&self, why: &str) -> Error {
+        Error::new(ErrorKind::DatabaseUnavailable { retry_after: None })
+            .detail(format!("{}: {why}", self.whereabouts()))
+    }
+
+    /// One of our own errors as it is, any other with the place where it happened.
+    fn placed(&self, error: sqlx::Error) -> Error {
+        match Error::of(&error) {
+            Some(ours) => ours.clone(),
+            None => Error::from(error).detail(self.whereabouts()),
+        }
     }
 
     fn options(
@@ -108,11 +209,14 @@ impl Dial {
             .username(credential.username())
             .password(password)
             .database(&server.database)
-            .ssl_mode(ssl_mode(server.tls.mode))
             .application_name(&self.application_name);
         open = match endpoint.host.starts_with('/') {
-            true => open.host("localhost").socket(&*endpoint.host),
-            false => open.host(&endpoint.host),
+            // As in libpq: a socket file of this machine is not encrypted.
+            true => open
+                .host("localhost")
+                .socket(&*endpoint.host)
+                .ssl_mode(PgSslMode::Disable),
+            false => open.host(&endpoint.host).ssl_mode(ssl_mode(server.tls.mode)),
         };
         open = match &server.tls.ca {
             Some(CaCertificate::Pem(pem)) => open.ssl_root_cert_from_pem(pem.as_bytes().to_vec()),
@@ -133,34 +237,47 @@ impl Dial {
         }
         match options.statement_logging {
             StatementLogging::Off => open.disable_statement_logging(),
+            // The level for slow statements would stand in for the other one.
             StatementLogging::Debug => open
                 .log_statements(log::LevelFilter::Debug)
-                .log_slow_statements(log::LevelFilter::Off, Duration::ZERO),
+                .log_slow_statements(log::LevelFilter::Off, Duration::MAX),
         }
     }
 
-    async fn prepare(&self, mut connection: PgConnection) -> sqlx::Result<Dialed> {
-        let backend = if self.session_is_ours() {
-            Some(self.settle(&mut connection).await?)
-        } else {
-            None
-        };
-        if let Some(expected) = self.database_id {
-            self.check_identity(&mut connection, expected).await?;
+    async fn prepare(&self, dialed: &mut Dialed) -> sqlx::Result<()> {
+        if self.session_is_ours() {
+            dialed.backend = self.settle(&mut dialed.connection).await?;
         }
-        Ok(Dialed { connection, backend })
+        match self.database_id {
+            Some(expected) => self.check_identity(&mut dialed.connection, expected).await,
+            None => Ok(()),
+        }
     }
 
-    /// Sets what every session starts with, and says which backend serves it. Also run after a session was reset.
-    pub(super) async fn settle(&self, connection: &mut PgConnection) -> sqlx::Result<i32> {
-        let row = sqlx::query(
-            "select pg_catalog.pg_backend_pid(), pg_catalog.set_config('search_path', $1, false)",
-        )
-        .bind(with_pg_temp(&self.search_path))
-        .persistent(false)
-        .fetch_one(connection)
-        .await?;
-        row.try_get(0)
+    /// Sets what every session starts with, and says which backend serves it. Also run after a session was reset, when
+    /// it shows that the next answer is the answer to the last question.
+    pub(super) async fn settle(&self, connection: &mut PgConnection) -> sqlx::Result<Option<Backend>> {
+        static QUESTIONS: AtomicU32 = AtomicU32::new(0);
+        let question = QUESTIONS.fetch_add(1, Relaxed);
+        let path = literal(&with_pg_temp(&self.search_path));
+        let mut sql = format!(
+            "select {question}::int8 as question, pid, \
+             (extract(epoch from backend_start) * 1000000)::int8 as started, \
+             pg_catalog.set_config('search_path', {path}, false)"
+        );
+        if self.access == Access::Read {
+            sql.push_str(", pg_catalog.set_config('default_transaction_read_only', 'on', false)");
+        }
+        sql.push_str(" from pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())");
+        // One round trip, and nothing that another client's statements behind a pooler could be taken for.
+        let row: PgRow = raw_sql(AssertSqlSafe(sql)).fetch_one(connection).await?;
+        if row.try_get::<i64, _>("question")? != i64::from(question) {
+            return Err(sqlx::Error::Protocol("the answer to another question".into()));
+        }
+        Ok(Some(Backend {
+            pid: row.try_get("pid")?,
+            started: row.try_get("started")?,
+        }))
     }
 
     async fn check_identity(&self, connection: &mut PgConnection, expected: DatabaseId) -> sqlx::Result<()> {
@@ -169,10 +286,10 @@ impl Dial {
                 Error::new(ErrorKind::WrongDatabase).detail(format!("{}: {why}", self.whereabouts())),
             )
         };
-        let found: Result<Option<uuid::Uuid>, _> = sqlx::query_scalar("select biplane.database_v1()")
-            .persistent(false)
+        let found = raw_sql("select biplane.database_v1()")
             .fetch_one(connection)
-            .await;
+            .await
+            .and_then(|row: PgRow| row.try_get::<Option<uuid::Uuid>, _>(0));
         match found {
             Ok(Some(found)) if DatabaseId::from_uuid(found) == expected => Ok(()),
             Ok(Some(_)) => Err(wrong("it says that it is another one")),
@@ -202,15 +319,14 @@ pub(crate) fn check_server(server: &Server) -> Result<(), Error> {
     if server.endpoints.is_empty() {
         return invalid("the data source has no endpoint; give it a host and a port");
     }
-    if !sqlx_core::net::tls::available() {
-        if matches!(
-            server.tls.mode,
-            TlsMode::VerifyCa | TlsMode::VerifyFull | TlsMode::Require
-        ) {
-            return invalid(
-                "the TLS mode needs a TLS stack; build with a tls- feature such as tls-rustls-ring-webpki",
-            );
-        }
+    let encrypted = matches!(
+        server.tls.mode,
+        TlsMode::VerifyCa | TlsMode::VerifyFull | TlsMode::Require
+    );
+    if encrypted && !sqlx_core::net::tls::available() {
+        return invalid(
+            "the TLS mode needs a TLS stack; build with a tls- feature such as tls-rustls-ring-webpki",
+        );
     }
     Ok(())
 }
@@ -221,17 +337,30 @@ pub(crate) fn check_environment() -> Result<(), Error> {
         .map_err(|error| Error::new(ErrorKind::InvalidConfiguration).detail(error.to_string()))
 }
 
+/// Ends a session in the way that lets its backend go at once.
+pub(super) async fn hang_up(connection: PgConnection, limit: Duration) {
+    // A failure means that the other side is gone already, which is what is wanted.
+    let _ = tokio::time::timeout(limit, connection.close()).await;
+}
+
 /// `pg_temp` last, so that a temporary table never hides a real one.
 fn with_pg_temp(search_path: &str) -> String {
     format!("{search_path}, pg_temp")
 }
 
-async fn limited<T>(limit: Duration, work: impl Future<Output = sqlx::Result<T>>) -> Result<T, Error> {
-    match tokio::time::timeout(limit, work).await {
-        Ok(done) => done.map_err(Error::from),
-        Err(_) => Err(Error::new(ErrorKind::DatabaseUnavailable { retry_after: None })
-            .detail("no answer within the time for connecting")),
+/// An SQL literal that means the same whatever `standard_conforming_strings` says.
+fn literal(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 3);
+    quoted.push_str("E'");
+    for character in text.chars() {
+        match character {
+            '\'' => quoted.push_str("''"),
+            '\\' => quoted.push_str("\\\\"),
+            _ => quoted.push(character),
+        }
     }
+    quoted.push('\'');
+    quoted
 }
 
 const fn ssl_mode(mode: TlsMode) -> PgSslMode {
@@ -242,10 +371,4 @@ const fn ssl_mode(mode: TlsMode) -> PgSslMode {
         TlsMode::VerifyCa => PgSslMode::VerifyCa,
         TlsMode::VerifyFull => PgSslMode::VerifyFull,
     }
-}
-
-/// Ends a session in the way that lets its backend go at once.
-pub(super) async fn hang_up(connection: PgConnection, limit: Duration) {
-    // A failure means that the other side is gone already, which is what is wanted.
-    let _ = tokio::time::timeout(limit, connection.close()).await;
 }

@@ -4,6 +4,8 @@
 
 use std::io;
 
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
+
 use crate::error::{Error, ErrorKind};
 
 /// What remains of an sqlx error that may be shown: a SQLSTATE or the kind of an I/O error.
@@ -13,7 +15,7 @@ enum Cause {
     SqlState(String),
     #[error("connection failed: {0}")]
     Io(io::ErrorKind),
-    #[error("TLS could not be set up")]
+    #[error("TLS could not be set up; check the server's certificate and the CA that the data source names")]
     Tls,
     #[error("unexpected answer from the server")]
     Protocol,
@@ -94,21 +96,53 @@ fn sort(error: &sqlx::Error) -> Error {
     }
 }
 
-/// Whether a connection is of no further use after this error.
-pub(crate) fn breaks_connection(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Database(refused) => refused
-            .code()
-            .is_some_and(|code| code.starts_with("57P0") || code.starts_with("08")),
-        sqlx::Error::RowNotFound
-        | sqlx::Error::ColumnNotFound(_)
-        | sqlx::Error::ColumnDecode { .. }
-        | sqlx::Error::ColumnIndexOutOfBounds { .. }
-        | sqlx::Error::TypeNotFound { .. }
-        | sqlx::Error::Encode(_)
-        | sqlx::Error::Decode(_)
-        | sqlx::Error::InvalidArgument(_) => false,
-        _ => true,
+/// What an error says about the connection that it came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Damage {
+    /// None: the server refused a statement, and what is left of its answer is read before the next one.
+    Refused,
+    /// None, but how far the exchange with the server has got is not known.
+    Unread,
+    /// Both sides no longer agree on where they are, or nothing is heard any more. The backend may still be there.
+    Suspect,
+    /// The server ended the session.
+    Gone,
+}
+
+impl Damage {
+    pub(crate) fn of(error: &sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Database(refused) => {
+                let fatal = refused
+                    .try_downcast_ref::<PgDatabaseError>()
+                    .is_some_and(|refused| {
+                        matches!(refused.severity(), PgSeverity::Fatal | PgSeverity::Panic)
+                    });
+                if fatal { Self::Gone } else { Self::Refused }
+            }
+            sqlx::Error::Io(error) => match error.kind() {
+                io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe => Self::Gone,
+                _ => Self::Suspect,
+            },
+            sqlx::Error::RowNotFound
+            | sqlx::Error::ColumnNotFound(_)
+            | sqlx::Error::ColumnDecode { .. }
+            | sqlx::Error::ColumnIndexOutOfBounds { .. }
+            | sqlx::Error::TypeNotFound { .. }
+            | sqlx::Error::Encode(_)
+            | sqlx::Error::Decode(_)
+            | sqlx::Error::InvalidArgument(_)
+            | sqlx::Error::InvalidSavePointStatement => Self::Unread,
+            _ => Self::Suspect,
+        }
+    }
+
+    /// Whether the connection may be of further use.
+    pub(crate) const fn spares_connection(self) -> bool {
+        matches!(self, Self::Refused | Self::Unread)
     }
 }
 

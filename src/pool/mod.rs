@@ -15,13 +15,14 @@ mod dial;
 mod failure;
 mod options;
 mod scheduler;
+mod session;
 
 use std::{
     collections::HashMap,
     fmt,
     num::NonZeroU32,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, Weak,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -30,7 +31,8 @@ use std::{
 use tokio::{
     runtime::Handle,
     sync::{Notify, Semaphore, oneshot},
-    time::Instant,
+    task::JoinHandle,
+    time::{Instant, timeout, timeout_at},
 };
 
 pub use options::{PoolOptions, StatementLogging};
@@ -38,11 +40,13 @@ pub use options::{PoolOptions, StatementLogging};
 pub(crate) use self::{
     connection::Checkout,
     dial::{Dial, Logins, check_environment, check_server},
-    failure::breaks_connection,
+    failure::Damage,
+    session::Protocol,
 };
 use self::{
     connection::{Lent, Permit, Physical},
-    scheduler::{Action, HeldUpBy, Phase, Refusal, Scheduler, StackId},
+    dial::NotDialed,
+    scheduler::{Action, Generation, HeldUpBy, Offer, Phase, Refusal, Scheduler, StackId},
 };
 use crate::error::{BudgetScope, Error, ErrorKind};
 
@@ -57,7 +61,7 @@ pub struct Pool(Arc<Shared>);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolStats {
-    /// Stacks of connections: data sources, times roles, times credentials in use.
+    /// Stacks of connections: data sources, times roles.
     pub stacks: usize,
     /// Permits taken: connections that are lent, at rest, being opened or being closed.
     pub connections: u32,
@@ -83,12 +87,17 @@ pub(crate) struct Stack(Arc<StackInner>);
 
 struct StackInner {
     id: StackId,
-    dial: Dial,
-    /// How many connections rest for as long as they like.
-    keep: usize,
+    target: Mutex<Target>,
     shared: Arc<Shared>,
 }
 
+/// Where a stack's connections lead, for now.
+struct Target {
+    dial: Arc<Dial>,
+    generation: Generation,
+}
+
+/// What is locked here is locked for moments, and never two at a time.
 struct Shared {
     options: PoolOptions,
     scheduler: Mutex<Scheduler<Physical, Caller>>,
@@ -96,9 +105,16 @@ struct Shared {
     /// The connections that are lent, by number of checkout.
     lent: Mutex<HashMap<u64, Lent>>,
     reserved: Semaphore,
-    runtime: OnceLock<Handle>,
+    home: Mutex<Option<Home>>,
     released: Notify,
     counters: Counters,
+}
+
+/// Where tasks run: the runtime of the first caller, and of a later one if that runtime has ended, which its reaper
+/// shows.
+struct Home {
+    runtime: Handle,
+    reaper: JoinHandle<()>,
 }
 
 #[derive(Default)]
@@ -120,13 +136,15 @@ impl Pool {
     pub fn new(options: PoolOptions) -> Result<Self, Error> {
         options.check()?;
         check_environment()?;
-        let reserved = usize::try_from(options.reserved.get()).unwrap_or(Semaphore::MAX_PERMITS);
+        let reserved = usize::try_from(options.reserved.get())
+            .unwrap_or(Semaphore::MAX_PERMITS)
+            .min(Semaphore::MAX_PERMITS);
         Ok(Self(Arc::new(Shared {
             scheduler: Mutex::new(Scheduler::new(options.cap.get(), options.max_waiting)),
             stacks: Mutex::default(),
             lent: Mutex::default(),
             reserved: Semaphore::new(reserved),
-            runtime: OnceLock::new(),
+            home: Mutex::default(),
             released: Notify::new(),
             counters: Counters::default(),
             options,
@@ -152,7 +170,10 @@ impl Pool {
     }
 
     /// Lends nothing more, closes what rests, waits until `deadline` for what is lent, and then ends it at the server.
-    /// Returns when no connection is left, or when `leak_after` has passed since the deadline.
+    /// Returns when no backend is left, or when `leak_after` has passed since the deadline.
+    ///
+    /// What is lent behind a transaction pooler cannot be ended from here, because its backend is not known: it ends
+    /// with the statement or transaction in progress.
     ///
     /// # Cancel safety
     /// Safe: the pool stays closed; call it again to go on waiting.
@@ -163,21 +184,36 @@ impl Pool {
             // A caller that has left needs no answer.
             let _ = caller.send(Err(ErrorKind::Closed.into()));
         }
-        if tokio::time::timeout(deadline, shared.empty()).await.is_err() {
-            cleanup::end_lent(shared).await;
-            let _ = tokio::time::timeout(shared.options.leak_after, shared.empty()).await;
+        if timeout(deadline, shared.until(|shared| shared.scheduler().permits() == 0))
+            .await
+            .is_err()
+        {
+            let end = async {
+                cleanup::end_lent(shared).await;
+                // What is still lent has lost its backend, whenever its holder may notice.
+                shared
+                    .until(|shared| {
+                        let lent = locked(&shared.lent).len();
+                        shared.scheduler().permits() as usize <= lent
+                    })
+                    .await;
+            };
+            // Whatever has not ended by now is not going to.
+            let _ = timeout(shared.options.leak_after, end).await;
         }
     }
 
-    /// A new stack.
+    /// A new stack of at most `max` connections, of which `keep` rest for as long as they like.
     pub(crate) fn stack(&self, dial: Dial, max: NonZeroU32, keep: u32) -> Result<Stack, Error> {
         check_server(&dial.server)?;
-        let id = self.0.scheduler().add_stack(max.get());
         let keep = usize::try_from(keep).unwrap_or(usize::MAX);
+        let id = self.0.scheduler().add_stack(max.get(), keep);
         let stack = Arc::new(StackInner {
             id,
-            dial,
-            keep,
+            target: Mutex::new(Target {
+                dial: Arc::new(dial),
+                generation: Generation::default(),
+            }),
             shared: Arc::clone(&self.0),
         });
         locked(&self.0.stacks).insert(id, Arc::downgrade(&stack));
@@ -192,14 +228,17 @@ impl Stack {
     /// Safe: a caller that leaves gives up its place, and what was opened for it rests for the next one.
     pub(crate) async fn checkout(&self) -> Result<Checkout, Error> {
         let shared = &self.0.shared;
-        shared.start();
         shared.counters.checkouts.fetch_add(1, Relaxed);
-        let deadline = Instant::now() + shared.options.wait_timeout;
+        let mut deadline = None;
         loop {
             let taken = shared.scheduler().take(self.0.id);
             let mut checkout = match taken {
-                Some(physical) => Checkout::new(physical, self.clone()),
-                None => self.wait(deadline).await?,
+                Some(physical) => Checkout::new(physical, Arc::clone(shared), self.0.id),
+                None => {
+                    let deadline =
+                        deadline.get_or_insert_with(|| later(Instant::now(), shared.options.wait_timeout));
+                    self.wait(*deadline).await?
+                }
             };
             if checkout.is_fit().await {
                 checkout.lend();
@@ -208,50 +247,60 @@ impl Stack {
         }
     }
 
-    pub(crate) fn dial(&self) -> &Dial {
-        &self.0.dial
+    /// Leads somewhere else from now on, or with another login: what was opened before is closed as it comes back. The
+    /// cap holds all the while, and callers that wait go on waiting.
+    pub(crate) fn renew(&self, dial: Dial, max: NonZeroU32, keep: u32) -> Result<(), Error> {
+        check_server(&dial.server)?;
+        let generation = {
+            let mut target = locked(&self.0.target);
+            target.dial = Arc::new(dial);
+            target.generation = target.generation.next();
+            target.generation
+        };
+        let keep = usize::try_from(keep).unwrap_or(usize::MAX);
+        self.0.shared.act(|scheduler, actions| {
+            scheduler.renew(self.0.id, generation, max.get(), keep, actions);
+        });
+        Ok(())
     }
 
     async fn wait(&self, deadline: Instant) -> Result<Checkout, Error> {
         let shared = &self.0.shared;
-        let (caller, answer) = oneshot::channel();
+        shared.settle_in();
+        let (caller, mut answer) = oneshot::channel();
         let number = match shared.act(|scheduler, actions| scheduler.wait(self.0.id, caller, actions)) {
-            Ok(number) => number,
-            Err((Refusal::Closed, _)) => return Err(ErrorKind::Closed.into()),
-            Err((Refusal::Full, _)) => {
-                return Err(ErrorKind::BudgetExhausted {
-                    scope: BudgetScope::Queue,
-                }
-                .into());
+            Ok(Offer::Connection(physical)) => {
+                return Ok(Checkout::new(physical, Arc::clone(shared), self.0.id));
             }
+            Ok(Offer::Place(number)) => number,
+            Err(Refusal::Closed) => return Err(ErrorKind::Closed.into()),
+            Err(Refusal::Full) => return Err(exhausted(BudgetScope::Queue)),
         };
         let mut place = Place {
             stack: self,
             number: Some(number),
         };
-        match tokio::time::timeout_at(deadline, answer).await {
-            Ok(Ok(answer)) => {
-                place.number = None;
-                answer
+        let answered = timeout_at(deadline, &mut answer).await;
+        let left = place.leave();
+        match (answered, left) {
+            (Ok(Ok(answer)), _) => answer,
+            (Err(_), Some(HeldUpBy::Stack)) => Err(exhausted(BudgetScope::DataSource)),
+            (Err(_), Some(HeldUpBy::Process)) => Err(exhausted(BudgetScope::Process)),
+            (Err(_), Some(HeldUpBy::Connect)) => {
+                let dial = Arc::clone(&locked(&self.0.target).dial);
+                Err(dial.unavailable("still connecting when the caller's time was up"))
             }
-            Ok(Err(_)) => Err(ErrorKind::Closed.into()),
-            Err(_) => Err(match place.leave() {
-                Some(HeldUpBy::Stack) => ErrorKind::BudgetExhausted {
-                    scope: BudgetScope::DataSource,
-                }
-                .into(),
-                Some(HeldUpBy::Process) | None => ErrorKind::BudgetExhausted {
-                    scope: BudgetScope::Process,
-                }
-                .into(),
-                Some(HeldUpBy::Connect) => Error::new(ErrorKind::DatabaseUnavailable { retry_after: None })
-                    .detail(format!(
-                        "{}: still connecting when the caller's time was up",
-                        self.0.dial.whereabouts()
-                    )),
-            }),
+            // Served at the very moment when the time was up.
+            (Err(_), None) => answer
+                .try_recv()
+                .unwrap_or_else(|_| Err(ErrorKind::Closed.into())),
+            (Ok(Err(_)), _) => Err(ErrorKind::Closed.into()),
         }
     }
+}
+
+const fn exhausted(scope: BudgetScope) -> Error {
+    Error::new(ErrorKind::BudgetExhausted { scope })
 }
 
 /// A place in the queue, given up when the caller leaves.
@@ -310,65 +359,74 @@ impl Shared {
     }
 
     fn deliver(self: &Arc<Self>, id: StackId, caller: Caller, physical: Physical) {
-        match self.stack(id) {
-            // What a caller that left does not take is dropped, and so returns to its stack.
-            Some(stack) => drop(caller.send(Ok(Checkout::new(physical, stack)))),
-            None => self.hang_up(physical.closing(self)),
-        }
+        // What a caller that left does not take is dropped, and so returns to its stack.
+        drop(caller.send(Ok(Checkout::new(physical, Arc::clone(self), id))));
     }
 
     fn connect(self: &Arc<Self>, id: StackId) {
         let permit = Permit::connecting(self, id);
-        let (Some(stack), Some(runtime)) = (self.stack(id), self.runtime.get()) else {
-            return;
+        let Some(stack) = self.stack(id) else { return };
+        let (dial, generation) = {
+            let target = locked(&stack.0.target);
+            (Arc::clone(&target.dial), target.generation)
         };
-        runtime.spawn(async move {
-            let shared = Arc::clone(&stack.0.shared);
-            match stack.0.dial.connect(&shared.options).await {
-                Ok(dialed) => {
-                    shared.counters.opened.fetch_add(1, Relaxed);
-                    let physical = Physical::new(dialed, permit, &shared.options);
-                    shared.act(|scheduler, actions| scheduler.put(id, Phase::Connecting, physical, actions));
-                }
-                Err(error) => {
-                    shared.counters.failed.fetch_add(1, Relaxed);
-                    let caller = shared.scheduler().fail(id);
-                    if let Some(caller) = caller {
-                        // A caller that has left needs no answer.
-                        let _ = caller.send(Err(error));
-                    }
-                    drop(permit);
-                }
+        let attempt = Attempt {
+            shared: Arc::clone(self),
+            stack: id,
+            generation,
+            permit: Some(permit),
+        };
+        self.spawn(async move {
+            match dial.connect(&attempt.shared.options).await {
+                Ok(dialed) => attempt.succeed(dialed, dial),
+                Err(not) => attempt.fail(not, &dial).await,
             }
         });
     }
 
+    /// Closes what rests in a stack.
+    fn purge(self: &Arc<Self>, id: StackId) {
+        self.act(|scheduler, actions| scheduler.purge(id, actions));
+    }
+
     /// Closes a connection whose permit is already marked as closing.
     fn hang_up(&self, physical: Physical) {
-        let limit = self.options.reset_timeout;
-        if let Some(runtime) = self.runtime.get() {
-            runtime.spawn(cleanup::hang_up(physical, limit));
-        }
+        self.spawn(cleanup::hang_up(physical, self.options.reset_timeout));
     }
 
     fn stack(&self, id: StackId) -> Option<Stack> {
         locked(&self.stacks).get(&id)?.upgrade().map(Stack)
     }
 
-    /// Remembers the runtime and starts the reaper, at the first checkout.
-    fn start(self: &Arc<Self>) {
-        if self.runtime.get().is_none() {
-            let runtime = Handle::current();
-            if self.runtime.set(runtime.clone()).is_ok() {
-                runtime.spawn(cleanup::reap(Arc::downgrade(self)));
-            }
+    /// Runs a task at home. Without a runtime the process is ending; what the task owns is then dropped, and the socket
+    /// of a connection closes with it.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let home = locked(&self.home)
+            .as_ref()
+            .filter(|home| !home.reaper.is_finished())
+            .map(|home| home.runtime.clone());
+        if let Some(runtime) = home.or_else(|| Handle::try_current().ok()) {
+            runtime.spawn(task);
         }
     }
 
-    async fn empty(&self) {
+    /// Makes the caller's runtime the home if there is none, and starts the reaper there.
+    fn settle_in(self: &Arc<Self>) {
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let mut home = locked(&self.home);
+        if home.as_ref().is_none_or(|home| home.reaper.is_finished()) {
+            let reaper = runtime.spawn(cleanup::reap(Arc::downgrade(self)));
+            *home = Some(Home { runtime, reaper });
+        }
+    }
+
+    /// Waits until this is so after some permit was released.
+    async fn until(&self, condition: impl Fn(&Self) -> bool) {
         loop {
             let released = self.released.notified();
-            if self.scheduler().permits() == 0 {
+            if condition(self) {
                 return;
             }
             released.await;
@@ -376,9 +434,59 @@ impl Shared {
     }
 }
 
+/// A connection that is being opened. Dropped before it came to an end, with the runtime or by a panic of the
+/// credential source, it has failed, or callers would wait for it.
+struct Attempt {
+    shared: Arc<Shared>,
+    stack: StackId,
+    generation: Generation,
+    permit: Option<Permit>,
+}
+
+impl Attempt {
+    fn succeed(mut self, dialed: dial::Dialed, dial: Arc<Dial>) {
+        let Some(permit) = self.permit.take() else { return };
+        let shared = &self.shared;
+        shared.counters.opened.fetch_add(1, Relaxed);
+        let physical = Physical::new(dialed, dial, self.generation, permit, &shared.options);
+        shared.act(|scheduler, actions| scheduler.put(self.stack, Phase::Connecting, physical, actions));
+    }
+
+    async fn fail(mut self, not: NotDialed, dial: &Dial) {
+        self.report(not.error);
+        if let Some(dialed) = not.unfinished {
+            cleanup::end_backend(&self.shared, dial, dialed.backend, dialed.connection).await;
+        }
+        self.permit = None;
+    }
+
+    fn report(&self, error: Error) {
+        self.shared.counters.failed.fetch_add(1, Relaxed);
+        let caller = self.shared.scheduler().fail(self.stack, self.generation);
+        if let Some(caller) = caller {
+            // A caller that has left needs no answer.
+            let _ = caller.send(Err(error));
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if self.permit.is_some() {
+            self.report(ErrorKind::Internal.into());
+        }
+    }
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing that runs under these locks leaves a half-made change behind when it panics.
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// That time from now, or as late as there is, for a setting that means never.
+fn later(now: Instant, time: Duration) -> Instant {
+    const DECADES: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 30);
+    now + time.min(DECADES)
 }
 
 impl fmt::Debug for Pool {
@@ -389,6 +497,8 @@ impl fmt::Debug for Pool {
 
 impl fmt::Debug for Stack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Stack").field(&self.0.dial).finish()
+        f.debug_tuple("Stack")
+            .field(&locked(&self.0.target).dial)
+            .finish()
     }
 }

@@ -13,10 +13,23 @@ use tokio::time::Instant;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct StackId(u64);
 
+/// Which of the addresses and logins that a stack has had, one after the other, a connection was made with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Generation(u64);
+
+impl Generation {
+    pub(super) const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
 /// A connection at rest.
 pub(super) trait Rest {
     /// Since when it rests.
     fn since(&self) -> Instant;
+
+    /// What it was made with.
+    fn generation(&self) -> Generation;
 }
 
 /// What to do once the lock is released.
@@ -41,6 +54,15 @@ pub(super) enum Phase {
     Closing,
 }
 
+/// What a caller gets who found nothing at rest a moment ago.
+#[derive(Debug)]
+pub(super) enum Offer<C> {
+    /// A connection that has come back meanwhile.
+    Connection(C),
+    /// The number of its place in the queue.
+    Place(u64),
+}
+
 /// Why a caller cannot wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
@@ -50,10 +72,10 @@ pub(super) enum Refusal {
     Full,
 }
 
-/// Which cap a waiting caller is held up by.
+/// What a waiting caller is held up by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HeldUpBy {
-    /// A connection is on its way.
+    /// A connection is on its way, or none has ever arrived.
     Connect,
     /// The cap of its stack.
     Stack,
@@ -67,23 +89,31 @@ pub(super) struct Scheduler<C, W> {
     max_waiting: usize,
     closed: bool,
     permits: u32,
-    closing: u32,
+    closing: usize,
+    resting: usize,
     waiting: usize,
     next: u64,
     stacks: HashMap<StackId, Stack<C, W>>,
-    /// Stacks that want a permit, by the oldest caller that none is on its way for. One entry a stack at most.
+    /// Stacks that want permits, by the oldest caller that none is on its way for. One entry a stack at most.
     starving: BTreeSet<(u64, StackId)>,
+    /// How many permits they want.
+    hunger: usize,
 }
 
 #[derive(Debug)]
 struct Stack<C, W> {
     max: u32,
+    keep: usize,
+    generation: Generation,
     draining: bool,
     rest: Vec<C>,
+    /// Permits held, whatever for.
     open: u32,
+    /// Of those, for connections that are being opened.
     connecting: u32,
     waiting: BTreeMap<u64, W>,
-    starving: Option<u64>,
+    /// The oldest caller for whom a permit is wanted, and for how many one is.
+    hunger: Option<(u64, usize)>,
 }
 
 impl<C: Rest, W> Scheduler<C, W> {
@@ -94,23 +124,28 @@ impl<C: Rest, W> Scheduler<C, W> {
             closed: false,
             permits: 0,
             closing: 0,
+            resting: 0,
             waiting: 0,
             next: 0,
             stacks: HashMap::new(),
             starving: BTreeSet::new(),
+            hunger: 0,
         }
     }
 
-    pub(super) fn add_stack(&mut self, max: u32) -> StackId {
+    /// A stack of at most `max` connections, of which the reaper leaves `keep` at rest.
+    pub(super) fn add_stack(&mut self, max: u32, keep: usize) -> StackId {
         let id = StackId(self.tick());
         let stack = Stack {
             max,
+            keep,
+            generation: Generation::default(),
             draining: false,
             rest: Vec::new(),
             open: 0,
             connecting: 0,
             waiting: BTreeMap::new(),
-            starving: None,
+            hunger: None,
         };
         self.stacks.insert(id, stack);
         id
@@ -118,33 +153,33 @@ impl<C: Rest, W> Scheduler<C, W> {
 
     /// The connection on top of a stack, if there is one. Nobody waits for a stack that has one.
     pub(super) fn take(&mut self, id: StackId) -> Option<C> {
-        let stack = self.stacks.get_mut(&id)?;
-        if self.closed || stack.draining {
-            None
-        } else {
-            stack.rest.pop()
-        }
+        let connection = self.stacks.get_mut(&id)?.rest.pop()?;
+        self.resting -= 1;
+        Some(connection)
     }
 
-    /// Queues a caller and says under which number it waits.
+    /// Queues a caller, unless a connection has come to rest since it looked.
     pub(super) fn wait(
         &mut self,
         id: StackId,
         caller: W,
         actions: &mut Vec<Action<C, W>>,
-    ) -> Result<u64, (Refusal, W)> {
+    ) -> Result<Offer<C>, Refusal> {
+        if let Some(connection) = self.take(id) {
+            return Ok(Offer::Connection(connection));
+        }
         let number = self.tick();
         let stack = match self.stacks.get_mut(&id) {
             Some(stack) if !self.closed && !stack.draining => stack,
-            _ => return Err((Refusal::Closed, caller)),
+            _ => return Err(Refusal::Closed),
         };
         if self.waiting >= self.max_waiting {
-            return Err((Refusal::Full, caller));
+            return Err(Refusal::Full);
         }
         stack.waiting.insert(number, caller);
         self.waiting += 1;
         self.settle(id, actions);
-        Ok(number)
+        Ok(Offer::Place(number))
     }
 
     /// Takes a caller out of the queue and says what held it up; `None` if it has been served meanwhile.
@@ -155,15 +190,18 @@ impl<C: Rest, W> Scheduler<C, W> {
         actions: &mut Vec<Action<C, W>>,
     ) -> Option<HeldUpBy> {
         let stack = self.stacks.get_mut(&id)?;
-        let held_up_by = if stack.connecting > 0 {
+        stack.waiting.remove(&number)?;
+        self.waiting -= 1;
+        let before = stack.waiting.range(..number).count();
+        let held_up_by = if before < stack.connecting as usize
+            || (stack.connecting > 0 && stack.connecting == stack.open)
+        {
             HeldUpBy::Connect
         } else if stack.open >= stack.max {
             HeldUpBy::Stack
         } else {
             HeldUpBy::Process
         };
-        stack.waiting.remove(&number)?;
-        self.waiting -= 1;
         self.settle(id, actions);
         Some(held_up_by)
     }
@@ -171,33 +209,42 @@ impl<C: Rest, W> Scheduler<C, W> {
     /// A connection has been opened, or was lent and comes back clean.
     pub(super) fn put(&mut self, id: StackId, was: Phase, connection: C, actions: &mut Vec<Action<C, W>>) {
         let Some(stack) = self.stacks.get_mut(&id) else {
-            self.closing += 1;
-            actions.push(Action::Close(connection));
+            self.close(connection, actions);
             return;
         };
         if was == Phase::Connecting {
             stack.connecting -= 1;
         }
-        let older_starves = |front: u64| self.starving.first().is_some_and(|(first, _)| *first < front);
-        let room_is_wanted = (self.closing as usize) < self.starving.len();
-        match stack.waiting.first_key_value().map(|(number, _)| *number) {
-            _ if self.closed || stack.draining => self.close(connection, actions),
-            Some(front) if room_is_wanted && older_starves(front) => self.close(connection, actions),
+        let wanted_elsewhere = self.closing < self.hunger;
+        let first = stack.waiting.first_key_value().map(|(number, _)| *number);
+        let overtakes = |number| self.starving.first().is_some_and(|(oldest, _)| *oldest < number);
+        let of_no_use = self.closed || stack.draining || connection.generation() < stack.generation;
+        match first {
+            _ if of_no_use => self.close(connection, actions),
+            Some(number) if wanted_elsewhere && overtakes(number) => self.close(connection, actions),
+            None if wanted_elsewhere => self.close(connection, actions),
+            None => {
+                stack.rest.push(connection);
+                self.resting += 1;
+            }
             Some(_) => {
                 if let Some((_, caller)) = stack.waiting.pop_first() {
                     self.waiting -= 1;
                     actions.push(Action::Deliver(id, caller, connection));
                 }
             }
-            None if room_is_wanted => self.close(connection, actions),
-            None => stack.rest.push(connection),
         }
         self.settle(id, actions);
     }
 
-    /// The caller that a failed attempt to connect is reported to: the one that has waited longest.
-    pub(super) fn fail(&mut self, id: StackId) -> Option<W> {
-        let (_, caller) = self.stacks.get_mut(&id)?.waiting.pop_first()?;
+    /// The caller that a failed attempt to connect is reported to: the one that has waited longest. Nobody, if the
+    /// attempt was made with what the stack no longer has; another one follows then.
+    pub(super) fn fail(&mut self, id: StackId, generation: Generation) -> Option<W> {
+        let stack = self.stacks.get_mut(&id)?;
+        if generation < stack.generation {
+            return None;
+        }
+        let (_, caller) = stack.waiting.pop_first()?;
         self.waiting -= 1;
         Some(caller)
     }
@@ -225,19 +272,46 @@ impl<C: Rest, W> Scheduler<C, W> {
         self.settle(id, actions);
     }
 
+    /// Closes what rests in a stack. Its callers go on waiting, for new connections.
+    pub(super) fn purge(&mut self, id: StackId, actions: &mut Vec<Action<C, W>>) {
+        if let Some(stack) = self.stacks.get_mut(&id) {
+            let rest = std::mem::take(&mut stack.rest);
+            self.resting -= rest.len();
+            for connection in rest {
+                self.close(connection, actions);
+            }
+        }
+    }
+
+    /// Lets a stack go on with another address or login: what was made with the old one is closed, at once or when it
+    /// comes back, and counts until then.
+    pub(super) fn renew(
+        &mut self,
+        id: StackId,
+        generation: Generation,
+        max: u32,
+        keep: usize,
+        actions: &mut Vec<Action<C, W>>,
+    ) {
+        if let Some(stack) = self.stacks.get_mut(&id) {
+            stack.generation = stack.generation.max(generation);
+            stack.max = max;
+            stack.keep = keep;
+        }
+        self.purge(id, actions);
+        self.settle(id, actions);
+    }
+
     /// Closes what rests in a stack and lends nothing more from it. Returns the callers that waited for it.
     pub(super) fn drain(&mut self, id: StackId, actions: &mut Vec<Action<C, W>>) -> Vec<W> {
+        self.purge(id, actions);
         let Some(stack) = self.stacks.get_mut(&id) else {
             return Vec::new();
         };
         stack.draining = true;
-        let rest = std::mem::take(&mut stack.rest);
         let callers: Vec<W> = std::mem::take(&mut stack.waiting).into_values().collect();
         let empty = stack.open == 0;
         self.waiting -= callers.len();
-        for connection in rest {
-            self.close(connection, actions);
-        }
         self.settle(id, actions);
         if empty {
             self.stacks.remove(&id);
@@ -249,44 +323,50 @@ impl<C: Rest, W> Scheduler<C, W> {
     pub(super) fn close_all(&mut self, actions: &mut Vec<Action<C, W>>) -> Vec<W> {
         self.closed = true;
         let ids: Vec<StackId> = self.stacks.keys().copied().collect();
+        // Nobody starves any more: a connection that one stack gives up must not be opened for the next.
+        self.starving.clear();
+        self.hunger = 0;
+        for stack in self.stacks.values_mut() {
+            stack.hunger = None;
+        }
         ids.into_iter().flat_map(|id| self.drain(id, actions)).collect()
     }
 
-    /// Closes the resting connections that `expired` picks. It is told how many lie above the connection in its stack,
-    /// so that it can keep some.
+    /// Closes the resting connections that `expired` picks. It is told whether a connection is among those that its
+    /// stack keeps, which are the ones on top.
     pub(super) fn reap(
         &mut self,
-        mut expired: impl FnMut(StackId, &C, usize) -> bool,
+        mut expired: impl FnMut(&C, bool) -> bool,
         actions: &mut Vec<Action<C, W>>,
     ) {
         let mut picked = Vec::new();
-        for (id, stack) in &mut self.stacks {
-            let resting = stack.rest.len();
-            let mut seen = 0;
+        for stack in self.stacks.values_mut() {
+            let mut above = stack.rest.len();
             let gone = stack.rest.extract_if(.., |connection| {
-                seen += 1;
-                expired(*id, connection, resting - seen)
+                above -= 1;
+                expired(connection, above < stack.keep)
             });
             picked.extend(gone);
         }
+        self.resting -= picked.len();
         for connection in picked {
             self.close(connection, actions);
         }
     }
 
     /// Permits taken.
-    pub(super) fn permits(&self) -> u32 {
+    pub(super) const fn permits(&self) -> u32 {
         self.permits
     }
 
     /// Callers waiting.
-    pub(super) fn waiting(&self) -> usize {
+    pub(super) const fn waiting(&self) -> usize {
         self.waiting
     }
 
     /// Connections at rest.
-    pub(super) fn resting(&self) -> usize {
-        self.stacks.values().map(|stack| stack.rest.len()).sum()
+    pub(super) const fn resting(&self) -> usize {
+        self.resting
     }
 
     /// Stacks that exist.
@@ -294,7 +374,7 @@ impl<C: Rest, W> Scheduler<C, W> {
         self.stacks.len()
     }
 
-    fn tick(&mut self) -> u64 {
+    const fn tick(&mut self) -> u64 {
         self.next += 1;
         self.next
     }
@@ -308,21 +388,20 @@ impl<C: Rest, W> Scheduler<C, W> {
     fn settle(&mut self, id: StackId, actions: &mut Vec<Action<C, W>>) {
         self.note_hunger(id);
         while self.permits < self.cap {
-            let Some((_, hungry)) = self.starving.pop_first() else {
+            let Some(&(_, hungry)) = self.starving.first() else {
                 break;
             };
             let stack = self
                 .stacks
                 .get_mut(&hungry)
                 .expect("a stack with callers is not removed");
-            stack.starving = None;
             stack.open += 1;
             stack.connecting += 1;
             self.permits += 1;
             actions.push(Action::Connect(hungry));
             self.note_hunger(hungry);
         }
-        while (self.closing as usize) < self.starving.len() {
+        while self.closing < self.hunger {
             let Some(connection) = self.longest_at_rest() else {
                 break;
             };
@@ -330,31 +409,47 @@ impl<C: Rest, W> Scheduler<C, W> {
         }
     }
 
-    /// Records whether a stack wants another permit: it has a caller for whom no connection is on its way, and its own
-    /// cap leaves room.
+    /// Records how many permits a stack wants: one for each caller for whom no connection is on its way, as far as its
+    /// own cap leaves room.
     fn note_hunger(&mut self, id: StackId) {
         let Some(stack) = self.stacks.get_mut(&id) else {
             return;
         };
-        let uncovered = stack.waiting.keys().nth(stack.connecting as usize).copied();
-        let wanted = uncovered.filter(|_| stack.open < stack.max && !stack.draining);
-        if stack.starving != wanted {
-            if let Some(old) = stack.starving {
-                self.starving.remove(&(old, id));
-            }
-            if let Some(new) = wanted {
-                self.starving.insert((new, id));
-            }
-            stack.starving = wanted;
+        let room = stack.max.saturating_sub(stack.open) as usize;
+        let uncovered = stack.waiting.len().saturating_sub(stack.connecting as usize);
+        let wanted = match uncovered.min(room) {
+            0 => None,
+            _ if self.closed || stack.draining => None,
+            permits => stack
+                .waiting
+                .keys()
+                .nth(stack.connecting as usize)
+                .map(|oldest| (*oldest, permits)),
+        };
+        if stack.hunger == wanted {
+            return;
         }
+        if let Some((oldest, permits)) = stack.hunger {
+            self.starving.remove(&(oldest, id));
+            self.hunger -= permits;
+        }
+        if let Some((oldest, permits)) = wanted {
+            self.starving.insert((oldest, id));
+            self.hunger += permits;
+        }
+        stack.hunger = wanted;
     }
 
     fn longest_at_rest(&mut self) -> Option<C> {
+        if self.resting == 0 {
+            return None;
+        }
         let (_, stack) = self
             .stacks
             .iter_mut()
             .filter(|(_, stack)| !stack.rest.is_empty())
             .min_by_key(|(_, stack)| stack.rest[0].since())?;
+        self.resting -= 1;
         Some(stack.rest.remove(0))
     }
 }
