@@ -78,9 +78,18 @@ impl From<Error> for NotDialed {
     }
 }
 
+/// What a connection is for, which the server shows in its application name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To be lent.
+    Work,
+    /// Beyond the cap, to look after other connections for a moment.
+    Reserved,
+}
+
 impl Dial {
     /// Connects to the first endpoint that answers, and makes the session ready, all within `connect_timeout`.
-    pub(super) async fn connect(&self, options: &PoolOptions) -> Result<Dialed, NotDialed> {
+    pub(super) async fn connect(&self, purpose: Purpose, options: &PoolOptions) -> Result<Dialed, NotDialed> {
         let deadline = later(Instant::now(), options.connect_timeout);
         let credential = match timeout_at(deadline, self.logins.login()).await {
             Ok(login) => login?,
@@ -100,7 +109,10 @@ impl Dial {
             let share = deadline.saturating_duration_since(Instant::now()) / left.max(1);
             left -= 1;
             let until = later(Instant::now(), share);
-            failure = match self.connect_to(endpoint, &credential, options, until).await {
+            failure = match self
+                .connect_to(endpoint, &credential, purpose, options, until)
+                .await
+            {
                 Ok(dialed) => return Ok(dialed),
                 Err(not) => not,
             };
@@ -116,10 +128,11 @@ impl Dial {
         &self,
         endpoint: &Endpoint,
         credential: &Credential,
+        purpose: Purpose,
         options: &PoolOptions,
         until: Instant,
     ) -> Result<Dialed, NotDialed> {
-        let connecting = self.options(endpoint, credential, options);
+        let connecting = self.options(endpoint, credential, purpose, options);
         let connection = match timeout_at(until, connecting.connect()).await {
             Ok(connected) => connected.map_err(|error| self.placed(error))?,
             Err(_) => {
@@ -197,9 +210,14 @@ impl Dial {
         &self,
         endpoint: &Endpoint,
         credential: &Credential,
+        purpose: Purpose,
         options: &PoolOptions,
     ) -> PgConnectOptions {
         let server = &self.server;
+        let application_name = match purpose {
+            Purpose::Work => self.application_name.to_string(),
+            Purpose::Reserved => format!("{} (reserved)", self.application_name),
+        };
         // Without a password sqlx would take PGPASSWORD; an empty one keeps the environment out.
         let password = credential
             .password()
@@ -209,7 +227,7 @@ impl Dial {
             .username(credential.username())
             .password(password)
             .database(&server.database)
-            .application_name(&self.application_name);
+            .application_name(&application_name);
         open = match endpoint.host.starts_with('/') {
             // As in libpq: a socket file of this machine is not encrypted.
             true => open
