@@ -168,7 +168,8 @@ impl KeyringBuilder {
                 cipher: Cipher::new(given.material.expose()),
             });
         }
-        keys.sort_by_key(|key| key.id);
+        // In place: a stable sort of many keys would leave copies of them in a buffer of its own.
+        keys.sort_unstable_by_key(|key| key.id);
         if let Some(pair) = keys.windows(2).find(|pair| pair[0].id == pair[1].id) {
             return Err(KeyringError::DuplicateKey(pair[0].id));
         }

@@ -88,7 +88,7 @@ impl Keyring {
     /// [`KeyringError::Source`] when neither is set or both are, as it is not for us to guess which one is meant; and
     /// those of [`Keyring::from_env`] and [`Keyring::from_file`].
     pub fn from_env_or_file(variable: &str, file_variable: &str) -> Result<Self, KeyringError> {
-        match (set(variable), set(file_variable)) {
+        match (env::var_os(variable), env::var_os(file_variable)) {
             (Some(mut keys), Some(_)) => {
                 wipe(&mut keys);
                 let error = SourceError::Ambiguous(variable.into(), file_variable.into());
@@ -124,14 +124,9 @@ fn add_entry(builder: KeyringBuilder, entry: &str) -> Result<KeyringBuilder, Key
 
 /// The text of a variable that must be there.
 pub(super) fn required(variable: &str) -> Result<Zeroizing<String>, KeyringError> {
-    let value = set(variable).ok_or_else(|| KeyringError::Source(SourceError::Unset(variable.into())))?;
+    let value =
+        env::var_os(variable).ok_or_else(|| KeyringError::Source(SourceError::Unset(variable.into())))?;
     text_of(value, variable)
-}
-
-/// `env::var_os` panics on names that no variable can have.
-fn set(variable: &str) -> Option<OsString> {
-    let possible = !variable.is_empty() && !variable.contains(['=', '\0']);
-    possible.then(|| env::var_os(variable)).flatten()
 }
 
 fn text_of(value: OsString, variable: &str) -> Result<Zeroizing<String>, KeyringError> {

@@ -25,7 +25,8 @@ impl<P: Plane> Db<P> {
     /// Of these tables, the ones that can be read through this handle. Name the tables of the *other* plane: whatever
     /// comes back is misplaced, and code that forgot to change planes would go on using it without noticing.
     ///
-    /// A name is `table`, in whatever schema, or `schema.table`, written as in the catalogue.
+    /// A name is `table`, in whatever schema, or `schema.table`, written as in the catalogue. Qualify a name that the
+    /// control plane has, too, such as `tenant`, or its table there is reported.
     ///
     /// # Errors
     /// Whatever keeps the database from being asked.

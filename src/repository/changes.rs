@@ -1,6 +1,6 @@
 //! Following changes.
 
-use std::{fmt, fmt::Debug, num::NonZeroU32, str::FromStr, time::SystemTime};
+use std::{fmt, fmt::Debug, num::NonZeroU32, str::FromStr, sync::Arc, time::SystemTime};
 
 use async_trait::async_trait;
 
@@ -34,6 +34,19 @@ pub trait ChangeLog: Debug + Send + Sync + 'static {
     /// # Cancel safety
     /// Safe: reads only.
     async fn since(&self, after: Seq, limit: NonZeroU32) -> Result<Changes, Error>;
+}
+
+/// A shared one is one, so that a caller may keep a handle on what it gives to a router.
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: ChangeLog + ?Sized> ChangeLog for Arc<T> {
+    async fn head(&self) -> Result<ChangeHead, Error> {
+        T::head(self).await
+    }
+
+    async fn since(&self, after: Seq, limit: NonZeroU32) -> Result<Changes, Error> {
+        T::since(self, after, limit).await
+    }
 }
 
 /// Where a change log stands.
@@ -135,10 +148,12 @@ pub enum ChangeKind {
     Credential,
     /// It was deleted.
     Deleted,
+    /// In a way that this release has no word for, because a later one wrote the log.
+    Other,
 }
 
 impl ChangeKind {
-    /// Every kind.
+    /// Every kind that this release writes.
     pub const ALL: [Self; 8] = [
         Self::Created,
         Self::Names,
@@ -162,6 +177,7 @@ impl ChangeKind {
             Self::Address => "address",
             Self::Credential => "credential",
             Self::Deleted => "deleted",
+            Self::Other => "other",
         }
     }
 }

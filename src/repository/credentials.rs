@@ -1,6 +1,6 @@
 //! Opening credentials.
 
-use std::{fmt::Debug, time::SystemTime};
+use std::{fmt::Debug, sync::Arc, time::SystemTime};
 
 use async_trait::async_trait;
 
@@ -30,6 +30,19 @@ pub trait CredentialSource: Debug + Send + Sync + 'static {
     /// # Cancel safety
     /// Must be safe: nothing may be lost when the caller leaves.
     async fn login(&self, source: &DataSource, role: Role) -> Result<Login, Error>;
+}
+
+/// A shared one is one, so that a caller may keep a handle on what it gives to a router.
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: CredentialSource + ?Sized> CredentialSource for Arc<T> {
+    fn version(&self, source: &DataSource, role: Role) -> Result<CredentialVersion, Error> {
+        T::version(self, source, role)
+    }
+
+    async fn login(&self, source: &DataSource, role: Role) -> Result<Login, Error> {
+        T::login(self, source, role).await
+    }
 }
 
 /// A login, and until when it works.

@@ -13,6 +13,12 @@ use crate::{
 
 use super::{Actor, NewSource, NewTenant, SourceChange};
 
+/// What serde_json reads back is nested 128 levels deep at most, the record around the settings included.
+const DEEPEST_SETTINGS: u32 = 100;
+
+const URL: &str =
+    "an address holds a URL or a login where a name is wanted; take the URL apart with settings::Dsn first";
+
 /// A change of one tenant.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Edit<'a> {
@@ -170,6 +176,10 @@ fn check_server(server: &Server) -> Result<(), Error> {
             return Err(invalid("an endpoint has a host and a port from 1 to 65535"));
         }
         no_nul(&endpoint.host)?;
+        no_url(&endpoint.host)?;
+        if endpoint.host.contains('@') {
+            return Err(invalid(URL));
+        }
     }
     match &server.tls.ca {
         Some(CaCertificate::Pem(pem)) if pem.is_empty() => {
@@ -182,32 +192,52 @@ fn check_server(server: &Server) -> Result<(), Error> {
                     "the file of the certificate authority has a name in UTF-8",
                 ));
             }
-            Some(path) => no_nul(path)?,
+            Some(path) => {
+                no_nul(path)?;
+                no_url(path)?;
+            }
         },
         None => {}
     }
-    no_nul(&server.cluster)?;
-    no_nul(&server.database)?;
-    no_nul(server.region.as_deref().unwrap_or_default())
+    for name in [
+        &*server.cluster,
+        &*server.database,
+        server.region.as_deref().unwrap_or_default(),
+    ] {
+        no_nul(name)?;
+        no_url(name)?;
+    }
+    Ok(())
 }
 
 fn settings(value: &serde_json::Value) -> Result<(), Error> {
     if !value.is_object() {
         return Err(invalid("the settings are a JSON object"));
     }
-    let mut open = vec![value];
-    while let Some(value) = open.pop() {
+    let mut open = vec![(value, 1)];
+    while let Some((value, depth)) = open.pop() {
+        if depth > DEEPEST_SETTINGS {
+            return Err(invalid("the settings are nested more than 100 levels deep"));
+        }
         match value {
             serde_json::Value::String(text) => no_nul(text)?,
-            serde_json::Value::Array(items) => open.extend(items),
+            serde_json::Value::Array(items) => open.extend(items.iter().map(|item| (item, depth + 1))),
             serde_json::Value::Object(fields) => {
                 for (key, value) in fields {
                     no_nul(key)?;
-                    open.push(value);
+                    open.push((value, depth + 1));
                 }
             }
             _ => {}
         }
+    }
+    Ok(())
+}
+
+/// A whole URL in a field of its own would show its password in every description, and stand in the audit for ever.
+fn no_url(text: &str) -> Result<(), Error> {
+    if text.contains("://") {
+        return Err(invalid(URL));
     }
     Ok(())
 }

@@ -45,6 +45,19 @@ pub trait TenantRepository: Debug + Send + Sync + 'static {
     async fn list(&self, after: Option<TenantId>, limit: NonZeroU32) -> Result<Page, Error>;
 }
 
+/// A shared one is one, so that a caller may keep a handle on what it gives to a router.
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: TenantRepository + ?Sized> TenantRepository for Arc<T> {
+    async fn find(&self, names: &[TenantRef<'_>]) -> Result<Vec<Found>, Error> {
+        T::find(self, names).await
+    }
+
+    async fn list(&self, after: Option<TenantId>, limit: NonZeroU32) -> Result<Page, Error> {
+        T::list(self, after, limit).await
+    }
+}
+
 /// A page of a list.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

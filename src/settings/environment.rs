@@ -1,8 +1,8 @@
 //! Settings from environment variables.
 
-use std::{borrow::Cow, env, fmt};
+use std::{borrow::Cow, env, ffi::OsString, fmt};
 
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::{Dsn, DsnError};
 use crate::{
@@ -88,11 +88,17 @@ impl Settings {
     /// # Errors
     /// As for [`Settings::from_env`].
     pub fn from_env_with(names: &VariableNames) -> Result<Self, SettingsError> {
-        Self::read(names, &|name| match env::var(name) {
-            Ok(text) => Found::Text(Zeroizing::new(text)),
-            Err(env::VarError::NotPresent) => Found::Nothing,
-            Err(env::VarError::NotUnicode(_)) => Found::NotUnicode,
-        })
+        Self::read(
+            names,
+            &|name| match env::var_os(name).map(OsString::into_string) {
+                None => Found::Nothing,
+                Some(Ok(text)) => Found::Text(Zeroizing::new(text)),
+                Some(Err(value)) => {
+                    value.into_encoded_bytes().zeroize();
+                    Found::NotUnicode
+                }
+            },
+        )
     }
 
     /// Reads variables from wherever the caller keeps them: a test's table, a file, a secret store.

@@ -1,8 +1,4 @@
 //! Control planes on a real server: one cluster for a test binary, one database for a test.
-#![expect(
-    clippy::allow_attributes,
-    reason = "whether something is unused differs from binary to binary"
-)]
 #![allow(
     dead_code,
     reason = "each test binary uses a part, and what is unused in one is used in another"
@@ -33,6 +29,11 @@ use tokio::sync::OnceCell;
 
 pub(crate) const ROUTER: &str = "biplane_router";
 pub(crate) const ADMIN: &str = "biplane_admin";
+pub(crate) const EAST: &str = "00000000-0000-0000-0000-00000000000e";
+pub(crate) const WEST: &str = "00000000-0000-0000-0000-00000000000f";
+pub(crate) const ACME: &str = "00000000-0000-0000-0000-0000000000a1";
+pub(crate) const OTHER: &str = "00000000-0000-0000-0000-0000000000a2";
+pub(crate) const WHO: &str = "set local biplane.actor = 'ann'; set local biplane.reason = 'INC-7';";
 const PASSWORD: &str = "a-password";
 
 static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
@@ -206,38 +207,83 @@ impl Backend for Postgres {
     }
 }
 
+/// Runs statements as one transaction that says who and why.
+pub(crate) async fn by_hand(connection: &mut PgConnection, sql: &str) -> Result<(), (String, String)> {
+    let outcome = run(connection, format!("begin; {WHO} {sql}; commit")).await;
+    if outcome.is_err() {
+        run(connection, "rollback").await.unwrap();
+    }
+    outcome.map_err(|error| {
+        let refused = error.as_database_error().expect("the server answers");
+        let code = refused.code().unwrap_or_default().into_owned();
+        (code, format!("{refused:?}"))
+    })
+}
+
+pub(crate) async fn refused(connection: &mut PgConnection, sql: &str, code: &str) {
+    let (got, text) = by_hand(connection, sql).await.expect_err(sql);
+    assert_eq!(got, code, "{sql}: {text}");
+}
+
+/// A control plane with two data sources and two tenants, all written by hand.
+pub(crate) async fn world() -> (Postgres, PgConnection) {
+    let backend = postgres().await;
+    let mut owner = owner(&backend.database).await;
+    by_hand(
+        &mut owner,
+        &format!(
+            "insert into biplane_control.data_source (id, name, location) values
+                ('{EAST}', 'east', 'memory'), ('{WEST}', 'west', 'memory');
+             insert into biplane_control.tenant (id, slug, domains, data_source_id, isolation) values
+                ('{ACME}', 'acme', '{{b.example,a.example}}', '{EAST}', 'row'),
+                ('{OTHER}', 'other', '{{}}', '{EAST}', 'row')"
+        ),
+    )
+    .await
+    .unwrap();
+    (backend, owner)
+}
+
 /// Runs a script with psql, as a DBA would.
 pub(crate) async fn psql(database: &str, script: &str) -> Result<(), String> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, script.as_bytes()).unwrap();
+    let path = file.path().to_str().unwrap();
+    client(
+        "psql",
+        database,
+        &["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", path],
+    )
+    .await
+    .map(drop)
+}
+
+/// Dumps a database as SQL.
+pub(crate) async fn pg_dump(database: &str, options: &[&str]) -> String {
+    client("pg_dump", database, options).await.unwrap()
+}
+
+async fn client(program: &str, database: &str, arguments: &[&str]) -> Result<String, String> {
     let cluster = cluster().await;
     let who = cluster.superuser();
     let endpoint = cluster.endpoint();
     let password = who.password().map(secrecy::ExposeSecret::expose_secret);
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    std::io::Write::write_all(&mut file, script.as_bytes()).unwrap();
-    let output = Command::new(psql_program())
-        .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", &endpoint.host])
-        .args([
-            "-p",
-            &endpoint.port.to_string(),
-            "-U",
-            who.username(),
-            "-d",
-            database,
-        ])
-        .arg("-f")
-        .arg(file.path())
+    let output = Command::new(client_program(program))
+        .args(["-h", &endpoint.host, "-p", &endpoint.port.to_string()])
+        .args(["-U", who.username(), "-d", database])
+        .args(arguments)
         .env("PGPASSWORD", password.unwrap_or_default())
         .stdin(Stdio::null())
         .output()
         .unwrap();
     if output.status.success() {
-        Ok(())
+        Ok(String::from_utf8(output.stdout).unwrap())
     } else {
         Err(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 }
 
-fn psql_program() -> PathBuf {
+fn client_program(program: &str) -> PathBuf {
     let named = std::env::var_os("BIPLANE_PG_BIN").map(PathBuf::from).into_iter();
     let path = std::env::var_os("PATH").unwrap_or_default();
     let debian = std::fs::read_dir("/usr/lib/postgresql")
@@ -247,7 +293,7 @@ fn psql_program() -> PathBuf {
     named
         .chain(std::env::split_paths(&path))
         .chain(debian)
-        .map(|directory| directory.join("psql"))
+        .map(|directory| directory.join(program))
         .find(|program| program.exists())
-        .expect("install postgresql-client: this test runs the printed SQL with psql")
+        .unwrap_or_else(|| panic!("install postgresql-client: this test runs {program} as a DBA would"))
 }

@@ -8,7 +8,7 @@ use sqlx::{FromRow, Row as _, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
-    failure::failed,
+    failure::{failed, not_read, rows_hidden},
     tenants::{moment, read_source, read_tenant},
 };
 use crate::{
@@ -25,7 +25,13 @@ use crate::{
     },
 };
 
-const WHO: &str = "select set_config('biplane.actor', $1, true), set_config('biplane.reason', $2, true)";
+/// And whether row-level security would make records look as if they did not exist.
+const WHO: &str = concat!(
+    "select set_config('biplane.actor', $1, true), set_config('biplane.reason', $2, true), ",
+    include_str!("sql/hidden.sql"),
+    "as hidden"
+);
+const HIDDEN: &str = concat!("select ", include_str!("sql/hidden.sql"));
 const SOURCE: &str = concat!(include_str!("sql/source.sql"), "where source.name = $1");
 const SOURCE_BY_ID: &str = concat!(include_str!("sql/source.sql"), "where source.id = $1");
 const INSERT_SOURCE: &str = "
@@ -107,12 +113,15 @@ impl PgTenantAdmin {
     async fn begin(&self, by: &Actor) -> Result<Tx<ControlPlane>, Error> {
         let options = TxOptions::new().isolation(IsolationLevel::ReadCommitted);
         let mut tx = self.control.begin_with(options).await.map_err(failed)?;
-        sqlx::query(WHO)
+        let said = sqlx::query(WHO)
             .bind(&*by.name)
             .bind(&*by.reason)
-            .execute(&mut tx)
+            .fetch_one(&mut tx)
             .await
             .map_err(failed)?;
+        if said.try_get("hidden").map_err(failed)? {
+            return Err(rows_hidden());
+        }
         Ok(tx)
     }
 
@@ -181,8 +190,18 @@ impl TenantAdmin for PgTenantAdmin {
             .bind(name)
             .fetch_optional(&self.control)
             .await
-            .map_err(failed)?;
-        row.map(|row| read_source(&row)).transpose()
+            .map_err(not_read)?;
+        match row {
+            Some(row) => read_source(&row).map(Some),
+            None if sqlx::query_scalar(HIDDEN)
+                .fetch_one(&self.control)
+                .await
+                .map_err(not_read)? =>
+            {
+                Err(rows_hidden())
+            }
+            None => Ok(None),
+        }
     }
 
     async fn update_source(
@@ -331,7 +350,7 @@ impl TenantAdmin for PgTenantAdmin {
             .bind(i64::from(limit.get()))
             .fetch_all(&self.control)
             .await
-            .map_err(failed)?;
+            .map_err(not_read)?;
         rows.into_iter().map(AuditRow::entry).collect()
     }
 }

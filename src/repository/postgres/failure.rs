@@ -38,6 +38,23 @@ pub(super) fn failed(error: sqlx::Error) -> Error {
     }
 }
 
+/// Sorts a failure of what only reads. Nobody else's change is in its way: a standby that cancels a query in favour of
+/// replay says so in the words of a conflict, and it has not been asked.
+pub(super) fn not_read(error: sqlx::Error) -> Error {
+    let sorted = failed(error);
+    match sorted.kind() {
+        ErrorKind::VersionConflict => Error::new(ErrorKind::ControlPlaneUnavailable).caused_by(sorted),
+        _ => sorted,
+    }
+}
+
+/// The role reads, and row-level security leaves rows out. What is left out would look like what does not exist.
+pub(super) fn rows_hidden() -> Error {
+    Error::new(ErrorKind::MissingPrivilege).detail(
+        "row-level security hides rows of the schema biplane_control; disable it there, grants are enough",
+    )
+}
+
 /// `None` when the database could not be asked.
 fn sort(code: &str, constraint: Option<&str>) -> Option<Error> {
     let named = |kind: ErrorKind| match constraint {

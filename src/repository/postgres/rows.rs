@@ -29,7 +29,7 @@ pub(super) fn parse_tenant(row: &Value) -> Result<Tenant, Error> {
     );
     let domains = row.value("domains")?.as_array();
     tenant.domains = domains
-        .and_then(|domains| domains.iter().map(|domain| parse_domain(domain)).collect())
+        .and_then(|domains| domains.iter().map(parse_domain).collect())
         .ok_or_else(|| malformed("domains"))?;
     tenant.domains.sort_unstable();
     tenant.status = row.parsed("status")?;
@@ -127,9 +127,11 @@ fn parse_server(row: Row<'_>) -> Result<Server, Error> {
 }
 
 fn parse_endpoint(endpoint: &Value) -> Option<Endpoint> {
-    let port = u16::try_from(endpoint.get("port")?.as_u64()?).ok()?;
+    // Written by hand, 5432.0 is the same number to the schema's constraint.
+    let number = endpoint.get("port")?.as_f64()?;
+    let port = number as u16;
     let host = endpoint.get("host")?.as_str()?;
-    (port > 0 && !host.is_empty()).then(|| Endpoint::new(host, port))
+    (f64::from(port) == number && port > 0 && !host.is_empty()).then(|| Endpoint::new(host, port))
 }
 
 /// Only the canonical form counts: the row must name what a lookup would ask for.

@@ -16,6 +16,17 @@ const UNINSTALL: &str = include_str!("sql/uninstall.sql");
 /// One at a time per database: "bp_inst" and a version.
 const LOCK: i64 = i64::from_be_bytes(*b"bp_inst\x01");
 
+/// Constraints keep the functions that they were created with, and a function that somebody has put into `public` may fit
+/// better than Postgres' own: it would run as the owner of the schema.
+const SEARCH_PATH: &str = "set local search_path = pg_catalog, pg_temp";
+
+/// Each time, because a restore without privileges leaves the functions to everybody.
+const PUBLIC: &str = "revoke all on schema biplane_control from public;
+revoke all on all tables in schema biplane_control from public;
+revoke all on all sequences in schema biplane_control from public;
+revoke all on all functions in schema biplane_control from public;
+";
+
 /// Triggers must see what others have just committed, whatever the server's default is.
 const LEVEL: &str = "begin isolation level read committed";
 
@@ -25,6 +36,20 @@ const LEVEL: &str = "begin isolation level read committed";
 /// written by hand: triggers keep versions, names, audit and change log, and refuse what must never be. The header of
 /// [`ControlSchema::install_sql`] says how.
 ///
+/// # Backups
+/// `pg_dump` takes all of it, `psql` and `pg_restore` bring it back into a database that does not have it (data alone
+/// would meet the triggers). Roles and their grants are the server's: run [`ControlSchema::install_sql`] afterwards, also
+/// where the restore left out privileges. Then begin another life of the control plane, as the owner:
+/// `update biplane_control.meta set incarnation = gen_random_uuid()`. Versions and positions in the change log may have
+/// fallen, and by the new incarnation readers know to accept that once.
+///
+/// # What waits
+/// Commits of changes wait for each other, also for one that another session has prepared (`prepare transaction`, which
+/// servers refuse unless `max_prepared_transactions` is set) or has forced early (`set constraints all immediate`). What
+/// bounds this wait is `lock_timeout` of the writing role; `statement_timeout` is over when Postgres commits. Reading waits
+/// for none of them.
+///
+/// # Versions
 /// A release works with the schema of its own version and of those one below and one above, so that services and schema
 /// can be upgraded in either order.
 #[derive(Debug)]
@@ -117,7 +142,7 @@ async fn run<'c>(executor: impl Executor<'c, Database = Postgres>, grants: &Gran
 
 fn body(grants: &Grants) -> String {
     let newest = ControlSchema::VERSION + 1;
-    let mut sql = format!("select pg_advisory_xact_lock({LOCK});\n{BEGIN}");
+    let mut sql = format!("{SEARCH_PATH};\nselect pg_advisory_xact_lock({LOCK});\n{BEGIN}");
     sql.push_str(&format!(
         "do $biplane_install$\nbegin\n    \
          if exists (select from biplane_control.migration where version > {newest}) then\n        \
@@ -134,6 +159,7 @@ fn body(grants: &Grants) -> String {
              end if;\nend\n$biplane_install$;\n"
         ));
     }
+    sql.push_str(PUBLIC);
     sql.push_str(&grants.sql());
     sql
 }

@@ -12,23 +12,34 @@ use sqlx::{FromRow, Row as _, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
-    failure::failed,
+    failure::{not_read, rows_hidden},
     rows::{parse_source, parse_tenant},
 };
 use crate::{
     error::{Error, ErrorKind},
     plane::ControlDb,
-    repository::{Change, ChangeHead, ChangeLog, Changes, Found, Page, PageItem, Subject, TenantRepository},
+    repository::{
+        Change, ChangeHead, ChangeKind, ChangeLog, Changes, Found, Page, PageItem, Subject, TenantRepository,
+    },
     tenant::{
         DataSource, DataSourceId, Incarnation, Resolved, Seq, TenantId, TenantRecord, TenantRef, Version,
     },
 };
 
-const FIND: &str = concat!(include_str!("sql/find.sql"), include_str!("sql/joined.sql"));
-const LIST: &str = concat!(include_str!("sql/list.sql"), include_str!("sql/joined.sql"));
+const FIND: &str = concat!(
+    include_str!("sql/find.sql"),
+    include_str!("sql/joined.sql"),
+    include_str!("sql/hidden.sql")
+);
+const LIST: &str = concat!(
+    include_str!("sql/list.sql"),
+    include_str!("sql/joined.sql"),
+    include_str!("sql/hidden.sql")
+);
 const CHANGES: &str = "
     select meta.incarnation, meta.pruned_through,
         greatest((select max(newest.seq) from biplane_control.change as newest), meta.pruned_through) as head,
+        pg_catalog.row_security_active('biplane_control.change'::regclass) as hidden,
         change.seq, change.tenant_id, change.data_source_id, change.kind,
         (extract(epoch from change.at) * 1000000)::bigint as at
     from biplane_control.meta
@@ -69,9 +80,9 @@ impl TenantRepository for PgTenants {
             .bind(asked.names)
             .fetch_all(&self.control)
             .await
-            .map_err(failed)?;
+            .map_err(not_read)?;
         let mut found: Vec<Found> = names.iter().map(|_| Ok(None)).collect();
-        let records = records(&rows);
+        let records = records(&rows)?;
         for row in rows.iter().filter(|row| row.part == "hit") {
             let place = row.ord.and_then(|ord| found.get_mut(usize::try_from(ord).ok()?));
             if let (Some(place), Some(record)) = (place, records.get(&row.id)) {
@@ -92,8 +103,8 @@ impl TenantRepository for PgTenants {
             .bind(i64::from(limit.get()) + 1)
             .fetch_all(&self.control)
             .await
-            .map_err(failed)?;
-        let mut items: Vec<PageItem> = records(&rows)
+            .map_err(not_read)?;
+        let mut items: Vec<PageItem> = records(&rows)?
             .into_iter()
             .map(|(id, record)| PageItem::new(TenantId::from_uuid(id), record))
             .collect();
@@ -126,10 +137,13 @@ impl PgTenants {
             .bind(limit)
             .fetch_all(&self.control)
             .await
-            .map_err(failed)?;
+            .map_err(not_read)?;
         let first = rows
             .first()
             .ok_or_else(|| Error::new(ErrorKind::SchemaMismatch).detail("biplane_control.meta has no row"))?;
+        if first.hidden {
+            return Err(rows_hidden());
+        }
         let head = ChangeHead::new(Incarnation::from_uuid(first.incarnation), position(first.head));
         let truncated = after < first.pruned_through;
         let changes: Result<Vec<_>, _> = rows.iter().filter_map(LogRow::change).collect();
@@ -160,7 +174,8 @@ pub(super) fn moment(micros: i64) -> SystemTime {
     moment.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// A row of the joined query: the hit of a name, a tenant, or a data source that tenants share.
+/// A row of the joined query: the hit of a name, a tenant, a data source that tenants share, or the news that rows are
+/// hidden.
 struct Row {
     part: String,
     id: Uuid,
@@ -185,6 +200,7 @@ struct LogRow {
     incarnation: Uuid,
     pruned_through: i64,
     head: i64,
+    hidden: bool,
     seq: Option<i64>,
     tenant_id: Option<Uuid>,
     data_source_id: Option<Uuid>,
@@ -198,6 +214,7 @@ impl FromRow<'_, PgRow> for LogRow {
             incarnation: row.try_get("incarnation")?,
             pruned_through: row.try_get("pruned_through")?,
             head: row.try_get("head")?,
+            hidden: row.try_get("hidden")?,
             seq: row.try_get("seq")?,
             tenant_id: row.try_get("tenant_id")?,
             data_source_id: row.try_get("data_source_id")?,
@@ -216,9 +233,15 @@ impl LogRow {
             (None, Some(source)) => Subject::Source(DataSourceId::from_uuid(source)),
             (None, None) => return Some(Err(ErrorKind::MalformedRecord.into())),
         };
+        // A schema one version newer may log what this release has no word for, and its readers have to go on.
         let kind = self.kind.as_deref().unwrap_or_default().parse();
         let at = moment(self.at.unwrap_or_default());
-        Some(kind.map(|kind| Change::new(seq, subject, kind, at)))
+        Some(Ok(Change::new(
+            seq,
+            subject,
+            kind.unwrap_or(ChangeKind::Other),
+            at,
+        )))
     }
 }
 
@@ -254,7 +277,10 @@ impl Asked {
 }
 
 /// The records of a joined query by tenant, each data source parsed once and shared.
-fn records(rows: &[Row]) -> HashMap<Uuid, Result<Arc<TenantRecord>, Error>> {
+fn records(rows: &[Row]) -> Result<HashMap<Uuid, Result<Arc<TenantRecord>, Error>>, Error> {
+    if rows.iter().any(|row| row.part == "hidden") {
+        return Err(rows_hidden());
+    }
     let parts = |part: &'static str| {
         rows.iter()
             .filter(move |row| row.part == part)
@@ -263,7 +289,8 @@ fn records(rows: &[Row]) -> HashMap<Uuid, Result<Arc<TenantRecord>, Error>> {
     let sources: HashMap<Uuid, Result<Arc<DataSource>, Error>> = parts("source")
         .map(|(id, body)| (id, read_source(body).map(Arc::new)))
         .collect();
-    parts("tenant")
+    let tenants = parts("tenant");
+    Ok(tenants
         .map(|(id, body)| {
             let record = read_tenant(body).and_then(|tenant| {
                 let source = sources.get(tenant.placement.source.as_uuid());
@@ -274,7 +301,7 @@ fn records(rows: &[Row]) -> HashMap<Uuid, Result<Arc<TenantRecord>, Error>> {
             });
             (id, record)
         })
-        .collect()
+        .collect())
 }
 
 fn json(body: &str) -> Result<serde_json::Value, Error> {

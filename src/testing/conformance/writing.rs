@@ -105,7 +105,7 @@ pub async fn a_write_without_actor_or_reason_is_refused(backend: &dyn Backend) {
     assert_eq!(world.read(acme.id).await, acme);
 }
 
-/// Settings are a JSON object of texts that Postgres can store.
+/// Settings are a JSON object of texts that Postgres can store, and so deep that they can be read back.
 pub async fn settings_are_an_object(backend: &dyn Backend) {
     let world = World::of(backend);
     let east = world.source("east").await;
@@ -117,6 +117,7 @@ pub async fn settings_are_an_object(backend: &dyn Backend) {
         json!(1),
         json!({ "a": { "b": ["\0"] } }),
         json!({ "\0": 1 }),
+        nested(101),
     ] {
         let mut new = new_tenant("new", east);
         new.settings = settings.clone();
@@ -128,6 +129,12 @@ pub async fn settings_are_an_object(backend: &dyn Backend) {
         expect_kind(set, ErrorKind::InvalidInput);
     }
     assert_eq!(world.read(acme.id).await, acme);
+    let deep = world
+        .admin
+        .set_settings(&by(), acme.id, acme.version, nested(100))
+        .await
+        .expect("a hundred levels are accepted");
+    assert_eq!(world.read(acme.id).await, deep);
 }
 
 /// A status changes along the edges of [`TenantStatus::can_become`] and no others, whatever the writer asks for.
@@ -478,4 +485,9 @@ impl Write {
             Self::Status => json!({ "status": { "before": before.status, "after": after.status } }),
         }
     }
+}
+
+/// An object of so many levels, counting itself.
+fn nested(levels: usize) -> serde_json::Value {
+    (1..levels).fold(json!({}), |inner, _| json!({ "a": inner }))
 }

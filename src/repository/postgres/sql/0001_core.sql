@@ -18,7 +18,8 @@
 
 create table biplane_control.meta (
     only_row boolean primary key default true check (only_row),
-    -- One life of this control plane. Set another one after restoring a backup.
+    -- One life of this control plane. Set another one after restoring a backup:
+    -- update biplane_control.meta set incarnation = gen_random_uuid();
     incarnation uuid not null default gen_random_uuid(),
     -- The highest seq that was ever removed from the change log.
     pruned_through bigint not null default 0 check (pruned_through >= 0)
@@ -86,6 +87,8 @@ create table biplane_control.tenant (
         ('provisioning', 'active', 'read_only', 'suspended', 'migrating', 'archived', 'deleted')),
     constraint tenant_isolation check (isolation in ('database', 'schema', 'row')),
     constraint tenant_epoch check (epoch >= 1),
+    -- A null equals nothing, so that the names could not be told apart from it.
+    constraint tenant_domains check (array_position(domains, null) is null),
     constraint tenant_settings_object check (jsonb_typeof(settings) = 'object'),
     constraint tenant_version check (version >= 1)
 );
@@ -102,7 +105,7 @@ create table biplane_control.tenant_name (
     constraint tenant_name_form check (
         case kind
             when 'slug' then name ~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'
-            when 'domain' then length(name) <= 253 and name !~ '\.[0-9]+$'
+            when 'domain' then length(name) <= 253 and name !~ '\.([0-9]+|0x[0-9a-f]*)$'
                 and name ~ '^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'
             else false
         end),
@@ -203,11 +206,12 @@ end
 $function$;
 
 -- Fires at commit. The lock is held until the commit is visible, so that the order of seq is the order in which changes
--- become visible and a reader of "seq > last" skips nothing.
+-- become visible and a reader of "seq > last" skips nothing. It is the lock of a row and not an advisory one, which any
+-- role of the database could take, and keep everybody from writing.
 create function biplane_control.append_change() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
 begin
-    perform pg_advisory_xact_lock(7093274293666998017);
+    perform 1 from biplane_control.meta for no key update;
     insert into biplane_control.change (seq, tenant_id, data_source_id, kind, at)
     select nextval('biplane_control.change_seq'), new.tenant_id, new.data_source_id, kind, clock_timestamp()
     from unnest(new.kinds) as kind;
@@ -362,6 +366,12 @@ $function$;
 create function biplane_control.data_source_guard() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
 begin
+    -- Not a CHECK, which would print the row, and with it the password. The audit would keep it for ever.
+    if concat_ws(' ', new.cluster, new.region, new.database, new.tls_ca_file, new.endpoints) like '%://%'
+        or jsonb_path_exists(new.endpoints, '$[*].host ? (@ like_regex "@")') then
+        raise exception using errcode = 'check_violation', constraint = 'data_source_no_url',
+            message = 'the address of a data source holds a URL or a login where a name is wanted';
+    end if;
     if tg_op = 'INSERT' then
         if new.version <> 1 then
             raise exception using errcode = 'BC005', message = 'a data source begins at version 1';
@@ -545,10 +555,6 @@ create trigger meta_guard before update on biplane_control.meta
     for each row execute function biplane_control.meta_guard();
 create trigger meta_stays before delete or truncate on biplane_control.meta
     for each statement execute function biplane_control.refuse('Uninstall the schema instead.');
-
-revoke all on all tables in schema biplane_control from public;
-revoke all on all sequences in schema biplane_control from public;
-revoke all on all functions in schema biplane_control from public;
 
 -- The data source whose address comes from the environment of each process.
 select set_config('biplane.actor', 'biplane', true), set_config('biplane.reason', 'installation', true);

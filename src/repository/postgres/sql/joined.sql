@@ -13,3 +13,6 @@ select 'source', sources.id, null, null, (
         where credential.data_source_id = sources.id and credential.sealed is not null
     ))
 )::text from sources
+union all
+select 'hidden', '00000000-0000-0000-0000-000000000000', null, null, null
+where
