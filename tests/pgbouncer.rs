@@ -324,7 +324,8 @@ async fn a_pooler_that_dies_is_unavailable_and_comes_back() {
 #[tokio::test]
 async fn in_session_mode_a_connection_can_be_held_and_is_cleaned() {
     let behind = behind(PoolMode::Session, 3).await;
-    let (_biplane, placed, db) = behind.one().await;
+    let placed = behind.tenant(None).await;
+    let db = behind.world.biplane(options(1)).route(&placed.slug).await.unwrap();
     let mut conn = db.acquire().await.unwrap();
     conn.execute("set work_mem = '9MB'").await.unwrap();
     drop(conn);
@@ -341,7 +342,5 @@ async fn in_session_mode_a_connection_can_be_held_and_is_cleaned() {
     let mut watch = behind.world.watch(&placed.database).await;
     watch.until_running("select pg_sleep", 1).await;
     sleeping.abort();
-    drop(sleeping.await);
-    watch.until_idle().await;
     assert_eq!(backend(&db).await, session);
 }
