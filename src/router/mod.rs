@@ -9,10 +9,14 @@ mod builder;
 mod clock;
 mod core;
 mod flights;
+#[cfg(all(test, biplane_shuttle))]
+mod interleavings;
+mod known;
 mod options;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod stats;
+mod sync;
 mod table;
 
 use std::{fmt, fmt::Debug, sync::Arc, time::Duration};
@@ -33,6 +37,7 @@ use crate::plane::TenantDb;
 use crate::{
     connector::{Connector, Routes, TenantRoute},
     error::{Error, ErrorKind},
+    repository::TenantRepository,
     tenant::{TenantId, TenantRef},
 };
 
@@ -46,7 +51,8 @@ use crate::{
 /// - A tenant whose status lets nothing through gets [`Inactive`](ErrorKind::Inactive) and no handle. A handle that was
 ///   given out before finds out at its next use.
 /// - A change that is announced by [`invalidate`](TenantRouter::invalidate) acts at once; one that is not acts when the
-///   route is no longer fresh.
+///   route is no longer fresh. A name that changes hands concerns two tenants; announce both.
+/// - What is known is not replaced by what is older: a lower version of the tenant, or of the name.
 #[async_trait]
 pub trait TenantRouter: Debug + Send + Sync + 'static {
     /// What a name leads to.
@@ -161,9 +167,25 @@ impl<H: Clone + Send + Sync + 'static> Debug for Biplane<H> {
 
 /// The router that biplane ships, over any repository and connector.
 struct Router<C: Connector> {
-    core: Arc<Core>,
-    table: Table<C::Handle>,
+    core: Arc<Core<C::Handle>>,
+    /// The core, as handles see it.
+    routes: Arc<dyn Routes>,
+    /// Here and not in the core, which the handles in it keep alive.
+    table: Arc<Table<C::Handle>>,
     connector: C,
+}
+
+impl<C: Connector> Router<C> {
+    fn new(repository: Arc<dyn TenantRepository>, options: CacheOptions, clock: Clock, connector: C) -> Self {
+        let table = Arc::new(Table::new());
+        let core = Arc::new(Core::new(repository, options, clock, &table));
+        Self {
+            routes: Arc::new(Arc::clone(&core)),
+            core,
+            table,
+            connector,
+        }
+    }
 }
 
 #[async_trait]
@@ -177,44 +199,36 @@ impl<C: Connector> TenantRouter for Router<C> {
     }
 
     async fn route(&self, name: &TenantRef<'_>) -> Result<C::Handle, Error> {
-        let answer = self.core.resolve(name, self.table.known(name)).await?;
-        let entry = self.table.enter::<C>(name, answer, |route| {
-            let routes: Arc<dyn Routes> = Arc::new(Arc::clone(&self.core));
-            let tenant = route.tenant();
-            self.connector.handle(tenant, TenantRoute::new(tenant.id, routes))
-        })?;
-        match &entry.handle {
-            // Closed meanwhile: the entry must not outlive the table's clearance.
-            Some(_) if self.core.is_closed() => Err(ErrorKind::Closed.into()),
-            Some(handle) => Ok(handle.clone()),
-            None => Err(ErrorKind::Inactive {
-                status: entry.route.tenant().status,
-            }
-            .into()),
+        let entry = self.core.resolve(name).await?;
+        if self.core.known.is_closed() {
+            return Err(ErrorKind::Closed.into());
         }
+        entry.handle(|tenant| {
+            let route = TenantRoute::new(tenant.id, Arc::clone(&self.routes));
+            self.connector.handle(tenant, route)
+        })
     }
 
     async fn invalidate(&self, tenant: TenantId) {
-        self.core.invalidate(tenant);
+        self.core.known.invalidate(tenant);
     }
 
     async fn close(&self, deadline: Duration) {
-        self.core.close();
-        self.table.clear();
+        self.core.known.close();
         self.connector.close(deadline).await;
     }
 
     fn stats(&self) -> RouterStats {
         self.core
             .counters
-            .snapshot(self.core.cached(), self.connector.stats())
+            .snapshot(self.core.known.tenants(), self.connector.stats())
     }
 }
 
 impl<C: Connector> Debug for Router<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Router")
-            .field("tenants", &self.core.cached())
+            .field("tenants", &self.core.known.tenants())
             .field("connector", &self.connector)
             .finish_non_exhaustive()
     }

@@ -9,10 +9,13 @@ use std::{
 use crate::connector::ConnectorStats;
 
 /// How a router is doing. Counters only rise.
+///
+/// Each lookup of a name that is not refused because the router is closed is one of `hits`, `misses` and
+/// `known_unknown`. A handle that looks its own route up again counts when the cache has no fresh one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RouterStats {
-    /// Lookups that the cache answered.
+    /// Lookups that the cache answered, with a handle or with the status that refuses one.
     pub hits: u64,
     /// Lookups that had to wait for the control plane.
     pub misses: u64,
@@ -26,7 +29,7 @@ pub struct RouterStats {
     pub failed_loads: u64,
     /// Time spent in them, in all.
     pub load_time: Duration,
-    /// Lookups that were answered with an old route, because the control plane could not be asked.
+    /// Those of the misses that were answered with an old route, because the control plane could not tell.
     pub served_stale: u64,
     /// Tenants cached.
     pub cached_tenants: usize,
@@ -40,10 +43,10 @@ pub(super) struct Counters {
     hits: [Line; STRIPES],
     pub(super) misses: AtomicU64,
     pub(super) known_unknown: AtomicU64,
-    pub(super) loads: AtomicU64,
-    pub(super) names_loaded: AtomicU64,
-    pub(super) failed_loads: AtomicU64,
-    pub(super) load_micros: AtomicU64,
+    loads: AtomicU64,
+    names_loaded: AtomicU64,
+    failed_loads: AtomicU64,
+    load_micros: AtomicU64,
     pub(super) served_stale: AtomicU64,
 }
 
@@ -61,6 +64,15 @@ thread_local! {
 impl Counters {
     pub(super) fn hit(&self) {
         self.hits[stripe()].0.fetch_add(1, Relaxed);
+    }
+
+    /// A query has ended.
+    pub(super) fn loaded(&self, names: usize, time: Duration, failed: bool) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.loads.fetch_add(1, Relaxed);
+        self.names_loaded.fetch_add(names as u64, Relaxed);
+        self.load_micros.fetch_add(micros, Relaxed);
+        self.failed_loads.fetch_add(u64::from(failed), Relaxed);
     }
 
     pub(super) fn snapshot(&self, cached_tenants: usize, connector: ConnectorStats) -> RouterStats {
