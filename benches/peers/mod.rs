@@ -1,7 +1,7 @@
 //! What a lookup is measured against: the same tenants, under the same keys, in the maps and caches that one would use
 //! instead. Each gives out a clone of an `Arc`, as a router gives out a handle.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, hint::black_box, sync::Arc};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -15,13 +15,26 @@ use futures_util::FutureExt;
 /// What a lookup ends in.
 pub(crate) type Handle = Arc<u64>;
 
-/// Something that turns a slug into a handle.
+/// Something that turns slugs into handles.
 pub(crate) trait Lookup: Sync {
     /// The name in reports.
+    #[allow(dead_code, reason = "not every bench that shares this file prints names")]
     fn name(&self) -> &'static str;
 
-    /// The handle of a tenant that is there.
-    fn lookup(&self, slug: &Slug) -> Handle;
+    /// Looks tenants up that are there, one after the other.
+    fn look_up<'a>(&self, slugs: impl Iterator<Item = &'a Slug> + Send);
+}
+
+/// For maps and caches that answer at once.
+fn one_by_one<'a>(slugs: impl Iterator<Item = &'a Slug>, lookup: impl Fn(&Slug) -> Handle) {
+    for slug in slugs {
+        black_box(lookup(black_box(slug)));
+    }
+}
+
+/// For those that are awaited, in a task, as a handler of requests awaits them.
+fn awaiting(lookups: impl Future<Output = ()>) {
+    lookups.now_or_never().expect("warm, it does not wait");
 }
 
 /// That many tenants.
@@ -92,9 +105,8 @@ impl Lookup for Cached {
         "biplane cached"
     }
 
-    #[inline]
-    fn lookup(&self, slug: &Slug) -> Handle {
-        self.0.cached(slug).expect("the route is warm")
+    fn look_up<'a>(&self, slugs: impl Iterator<Item = &'a Slug> + Send) {
+        one_by_one(slugs, |slug| self.0.cached(slug).expect("the route is warm"));
     }
 }
 
@@ -106,13 +118,13 @@ impl Lookup for Routed {
         "biplane route"
     }
 
-    #[inline]
-    fn lookup(&self, slug: &Slug) -> Handle {
-        self.0
-            .route(slug)
-            .now_or_never()
-            .expect("warm, it does not wait")
-            .expect("the route is warm")
+    fn look_up<'a>(&self, slugs: impl Iterator<Item = &'a Slug> + Send) {
+        awaiting(async {
+            for slug in slugs {
+                let handle = self.0.route(black_box(slug)).await;
+                black_box(handle.expect("the route is warm"));
+            }
+        });
     }
 }
 
@@ -130,9 +142,8 @@ impl Lookup for StdMap {
         "HashMap"
     }
 
-    #[inline]
-    fn lookup(&self, slug: &Slug) -> Handle {
-        Arc::clone(&self.0[slug])
+    fn look_up<'a>(&self, slugs: impl Iterator<Item = &'a Slug> + Send) {
+        one_by_one(slugs, |slug| Arc::clone(&self.0[slug]));
     }
 }
 
@@ -150,9 +161,8 @@ impl Lookup for ArcSwapMap {
         "ArcSwap<HashMap>"
     }
 
-    #[inline]
-    fn lookup(&self, slug: &Slug) -> Handle {
-        Arc::clone(&self.0.load()[slug])
+    fn look_up<'a>(&self, slugs: impl Iterator<Item = &'a Slug> + Send) {
+        one_by_one(slugs, |slug| Arc::clone(&self.0.load()[slug]));
     }
 }
 
@@ -170,13 +180,14 @@ impl Lookup for Papaya {
         "papaya"
     }
 
-    #[inline]
-    fn lookup(&self, slug: &Slug) -> Handle {
-        self.0
-            .pin()
-            .get(slug)
-            .map(Arc::clone)
-            .expect("the tenant is there")
+    fn look_up<'a>(&self, slugs: impl Iterator<Item = &'a Slug> + Send) {
+        one_by_one(slugs, |slug| {
+            self.0
+                .pin()
+                .get(slug)
+                .map(Arc::clone)
+                .expect("the tenant is there")
+        });
     }
 }
 
@@ -199,9 +210,8 @@ impl Lookup for QuickCache {
         "quick_cache"
     }
 
-    #[inline]
-    fn lookup(&self, slug: &Slug) -> Handle {
-        self.0.get(slug).expect("the tenant is there")
+    fn look_up<'a>(&self, slugs: impl Iterator<Item = &'a Slug> + Send) {
+        one_by_one(slugs, |slug| self.0.get(slug).expect("the tenant is there"));
     }
 }
 
@@ -224,9 +234,8 @@ impl Lookup for MokaSync {
         "moka::sync"
     }
 
-    #[inline]
-    fn lookup(&self, slug: &Slug) -> Handle {
-        self.0.get(slug).expect("the tenant is there")
+    fn look_up<'a>(&self, slugs: impl Iterator<Item = &'a Slug> + Send) {
+        one_by_one(slugs, |slug| self.0.get(slug).expect("the tenant is there"));
     }
 }
 
@@ -267,12 +276,12 @@ impl Lookup for MokaFuture {
         "moka::future behind dyn"
     }
 
-    #[inline]
-    fn lookup(&self, slug: &Slug) -> Handle {
-        self.0
-            .route(slug)
-            .now_or_never()
-            .flatten()
-            .expect("warm, it does not wait")
+    fn look_up<'a>(&self, slugs: impl Iterator<Item = &'a Slug> + Send) {
+        awaiting(async {
+            for slug in slugs {
+                let handle = self.0.route(black_box(slug)).await;
+                black_box(handle.expect("the tenant is there"));
+            }
+        });
     }
 }

@@ -29,6 +29,7 @@ impl Freshness {
         Self::new(confirmed_at, RETIRED)
     }
 
+    #[inline]
     pub(super) fn holds(&self, now: u64) -> bool {
         now < self.until.load(Ordering::Acquire)
     }

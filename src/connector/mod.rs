@@ -106,6 +106,7 @@ impl Route {
         versions(&self.record)
     }
 
+    #[inline]
     pub(crate) fn is_fresh(&self, now: u64) -> bool {
         self.freshness.holds(now)
     }

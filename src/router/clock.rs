@@ -51,6 +51,7 @@ impl Clock {
         }
     }
 
+    #[inline]
     pub(crate) fn now(&self) -> u64 {
         self.millis.load(Ordering::Acquire)
     }

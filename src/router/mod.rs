@@ -19,7 +19,13 @@ mod stats;
 mod sync;
 mod table;
 
-use std::{fmt, fmt::Debug, sync::Arc, time::Duration};
+use std::{
+    fmt::{self, Debug},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 
@@ -117,11 +123,12 @@ impl<H: Clone + Send + Sync + 'static> Biplane<H> {
     ///
     /// # Cancel safety
     /// Safe, as [`TenantRouter::route`].
-    pub async fn route<'a>(&self, name: impl Into<TenantRef<'a>>) -> Result<H, Error> {
-        let name = name.into();
-        match self.0.cached(&name) {
-            Some(handle) => Ok(handle),
-            None => self.0.route(&name).await,
+    #[inline]
+    pub fn route<'a>(&'a self, name: impl Into<TenantRef<'a>>) -> Routing<'a, H> {
+        Routing {
+            biplane: self,
+            name: name.into(),
+            cold: None,
         }
     }
 
@@ -162,6 +169,51 @@ impl<H: Clone + Send + Sync + 'static> Clone for Biplane<H> {
 impl<H: Clone + Send + Sync + 'static> Debug for Biplane<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Biplane").field(&self.0).finish()
+    }
+}
+
+/// The future of [`Biplane::route`], which comes to a handle or an [`Error`].
+///
+/// Written by hand because that of an `async fn` takes as long as the lookup.
+#[must_use = "futures do nothing unless they are awaited"]
+pub struct Routing<'a, H: Clone + Send + Sync + 'static> {
+    biplane: &'a Biplane<H>,
+    name: TenantRef<'a>,
+    /// Once the cache had no answer.
+    cold: Option<Cold<'a, H>>,
+}
+
+type Cold<'a, H> = Pin<Box<dyn Future<Output = Result<H, Error>> + Send + 'a>>;
+
+impl<H: Clone + Send + Sync + 'static> Future for Routing<'_, H> {
+    type Output = Result<H, Error>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<H, Error>> {
+        let this = self.get_mut();
+        if this.cold.is_none() {
+            if let Some(handle) = this.biplane.0.cached(&this.name) {
+                return Poll::Ready(Ok(handle));
+            }
+        }
+        this.poll_cold(context)
+    }
+}
+
+impl<'a, H: Clone + Send + Sync + 'static> Routing<'a, H> {
+    #[cold]
+    fn poll_cold(&mut self, context: &mut Context<'_>) -> Poll<Result<H, Error>> {
+        let Self { biplane, name, cold } = self;
+        let (biplane, name): (&'a Biplane<H>, TenantRef<'a>) = (biplane, *name);
+        cold.get_or_insert_with(|| Box::pin(async move { biplane.0.route(&name).await }))
+            .as_mut()
+            .poll(context)
+    }
+}
+
+impl<H: Clone + Send + Sync + 'static> Debug for Routing<'_, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Routing").field(&self.name).finish()
     }
 }
 
