@@ -4,7 +4,7 @@ use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration}
 
 use crate::{
     keyring::KeyId,
-    tenant::{Isolation, Role, TenantStatus},
+    tenant::{DomainError, IdError, Isolation, PoolSettingsError, Role, SlugError, TenantStatus},
 };
 
 /// What went wrong, with the cause if there is one. Cheap to clone, because callers that wait for one load share it.
@@ -256,6 +256,24 @@ impl From<ErrorKind> for Error {
     fn from(kind: ErrorKind) -> Self {
         Self::new(kind)
     }
+}
+
+/// What fails before a router is asked, so that `?` takes a name from a request and its lookup alike.
+macro_rules! from {
+    ($($cause:ty => $kind:ident),+ $(,)?) => {
+        $(impl From<$cause> for Error {
+            fn from(cause: $cause) -> Self {
+                Self::new(ErrorKind::$kind).caused_by(cause)
+            }
+        })+
+    };
+}
+
+from! {
+    SlugError => InvalidName,
+    DomainError => InvalidName,
+    IdError => InvalidName,
+    PoolSettingsError => InvalidConfiguration,
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 //! The control plane in memory passes the suite, and the suite finds control planes that are wrong.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,7 +7,10 @@ use biplane::{
     error::ErrorKind,
     repository::{Actor, ChangeLog, MemoryControl, NewTenant, TenantAdmin, TenantRepository},
     tenant::{DataSourceId, Location, Slug, TenantId, TenantRecord, TenantRef},
-    testing::conformance::{Backend, ReadBackend, async_trait, seed_through},
+    testing::{
+        conformance::{Backend, ReadBackend, async_trait, seed_through},
+        faulty::FaultyRepository,
+    },
 };
 
 #[derive(Debug, Default)]
@@ -47,6 +51,31 @@ async fn memory() -> Memory {
 }
 
 biplane::repository_conformance!(memory_control, memory);
+
+/// A wrapper without a fault is the repository that it wraps.
+#[derive(Debug)]
+struct Wrapped(FaultyRepository<MemoryControl>);
+
+#[async_trait]
+impl ReadBackend for Wrapped {
+    fn tenants(&self) -> Arc<dyn TenantRepository> {
+        Arc::new(self.0.clone())
+    }
+
+    async fn seed(&self, tenants: &[TenantRecord]) {
+        seed_through(self.0.inner(), tenants).await;
+    }
+
+    async fn spoil(&self, tenant: TenantId) {
+        self.0.inner().corrupt(tenant).unwrap();
+    }
+}
+
+async fn wrapped() -> Wrapped {
+    Wrapped(FaultyRepository::new(MemoryControl::new()))
+}
+
+biplane::reading_conformance!(faulty_repository, wrapped);
 
 #[tokio::test]
 async fn the_data_source_of_the_environment_is_there_from_the_start() {

@@ -235,6 +235,27 @@ pub struct SourceChange {
 }
 
 impl SourceChange {
+    /// Says where it is.
+    #[must_use]
+    pub fn location(mut self, location: Location) -> Self {
+        self.location = Some(location);
+        self
+    }
+
+    /// Limits its connections per process.
+    #[must_use]
+    pub fn pool(mut self, pool: PoolSettings) -> Self {
+        self.pool = Some(pool);
+        self
+    }
+
+    /// Says what the database must say it is.
+    #[must_use]
+    pub fn database_id(mut self, database_id: DatabaseId) -> Self {
+        self.database_id = Some(database_id);
+        self
+    }
+
     /// The data source with this change, at the version that it had.
     pub(super) fn applied_to(self, source: &DataSource) -> DataSource {
         let mut changed = source.clone();

@@ -20,7 +20,8 @@ pub struct Tenant {
     pub status: TenantStatus,
     /// Where its rows are.
     pub placement: Placement,
-    /// Free-form settings that travel with the tenant (a JSON object).
+    /// Free-form settings that travel with the tenant (a JSON object). The audit keeps them before and after each change,
+    /// so they are no place for secrets.
     pub settings: serde_json::Value,
     /// Rises with every change of this tenant.
     pub version: Version,

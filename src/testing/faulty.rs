@@ -92,7 +92,7 @@ impl<R> FaultyRepository<R> {
             .expect("the sender lives in self");
     }
 
-    /// Counts a call, then holds it or fails it as told. `true` if its answer has to be held back.
+    /// Counts a call, then holds it or fails it as told. Returns what is to become of its answer.
     async fn admit(&self) -> Result<Fault, Error> {
         let mut fault = self.fault.subscribe();
         self.calls.send_modify(|calls| *calls += 1);

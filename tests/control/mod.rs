@@ -1,8 +1,4 @@
 //! Control planes on a real server: one cluster for a test binary, one database for a test.
-#![expect(
-    clippy::allow_attributes,
-    reason = "whether something is unused differs from binary to binary"
-)]
 #![allow(
     dead_code,
     reason = "each test binary uses a part, and what is unused in one is used in another"
@@ -33,6 +29,11 @@ use tokio::sync::OnceCell;
 
 pub(crate) const ROUTER: &str = "biplane_router";
 pub(crate) const ADMIN: &str = "biplane_admin";
+pub(crate) const EAST: &str = "00000000-0000-0000-0000-00000000000e";
+pub(crate) const WEST: &str = "00000000-0000-0000-0000-00000000000f";
+pub(crate) const ACME: &str = "00000000-0000-0000-0000-0000000000a1";
+pub(crate) const OTHER: &str = "00000000-0000-0000-0000-0000000000a2";
+pub(crate) const WHO: &str = "set local biplane.actor = 'ann'; set local biplane.reason = 'INC-7';";
 const PASSWORD: &str = "a-password";
 
 static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
@@ -204,6 +205,43 @@ impl Backend for Postgres {
             .await
             .unwrap();
     }
+}
+
+/// Runs statements as one transaction that says who and why.
+pub(crate) async fn by_hand(connection: &mut PgConnection, sql: &str) -> Result<(), (String, String)> {
+    let outcome = run(connection, format!("begin; {WHO} {sql}; commit")).await;
+    if outcome.is_err() {
+        run(connection, "rollback").await.unwrap();
+    }
+    outcome.map_err(|error| {
+        let refused = error.as_database_error().expect("the server answers");
+        let code = refused.code().unwrap_or_default().into_owned();
+        (code, format!("{refused:?}"))
+    })
+}
+
+pub(crate) async fn refused(connection: &mut PgConnection, sql: &str, code: &str) {
+    let (got, text) = by_hand(connection, sql).await.expect_err(sql);
+    assert_eq!(got, code, "{sql}: {text}");
+}
+
+/// A control plane with two data sources and two tenants, all written by hand.
+pub(crate) async fn world() -> (Postgres, PgConnection) {
+    let backend = postgres().await;
+    let mut owner = owner(&backend.database).await;
+    by_hand(
+        &mut owner,
+        &format!(
+            "insert into biplane_control.data_source (id, name, location) values
+                ('{EAST}', 'east', 'memory'), ('{WEST}', 'west', 'memory');
+             insert into biplane_control.tenant (id, slug, domains, data_source_id, isolation) values
+                ('{ACME}', 'acme', '{{b.example,a.example}}', '{EAST}', 'row'),
+                ('{OTHER}', 'other', '{{}}', '{EAST}', 'row')"
+        ),
+    )
+    .await
+    .unwrap();
+    (backend, owner)
 }
 
 /// Runs a script with psql, as a DBA would.

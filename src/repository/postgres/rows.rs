@@ -29,7 +29,7 @@ pub(super) fn parse_tenant(row: &Value) -> Result<Tenant, Error> {
     );
     let domains = row.value("domains")?.as_array();
     tenant.domains = domains
-        .and_then(|domains| domains.iter().map(|domain| parse_domain(domain)).collect())
+        .and_then(|domains| domains.iter().map(parse_domain).collect())
         .ok_or_else(|| malformed("domains"))?;
     tenant.domains.sort_unstable();
     tenant.status = row.parsed("status")?;

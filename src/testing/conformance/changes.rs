@@ -1,4 +1,4 @@
-//! What a [`ChangeLog`](crate::repository::ChangeLog) must do while one writer works at a time.
+//! What a [`ChangeLog`] must do while one writer works at a time.
 
 use std::sync::Arc;
 
@@ -38,8 +38,7 @@ pub async fn each_change_is_logged_by_kind(backend: &dyn Backend) {
         };
         log.expect(subject, &[kind]).await;
     }
-    let mut change = SourceChange::default();
-    change.pool = Some(PoolSettings::new(1, 2).expect("1 is at most 2"));
+    let change = SourceChange::default().pool(PoolSettings::new(1, 2).expect("1 is at most 2"));
     world
         .admin
         .update_source(&by(), east, Version::FIRST, change)

@@ -26,6 +26,7 @@ use crate::{
 const RIVALS: usize = 8;
 const WRITERS: usize = 24;
 const CHANGES_EACH: u64 = 6;
+const READS: usize = 50;
 
 /// Of many writers that read the same version one wins, and each of the others gets `VersionConflict`.
 pub async fn of_rival_writers_one_wins(backend: &dyn Backend) {
@@ -219,21 +220,18 @@ pub async fn a_reader_misses_nothing_while_many_write(backend: &dyn Backend) {
 pub async fn a_record_is_of_one_moment(backend: &dyn Backend) {
     let world = World::of(backend);
     let (east, west) = (world.source("east").await, world.source("west").await);
-    let acme = world.tenant("acme", east).await;
-    let done = Arc::new(AtomicBool::new(false));
+    let mut moved = world.tenant("acme", east).await;
     let mut readers = JoinSet::new();
     for _ in 0..4 {
-        let (tenants, done) = (backend.tenants(), Arc::clone(&done));
+        let tenants = backend.tenants();
         readers.spawn(async move {
+            let name = slug("acme");
             let mut last = None;
-            loop {
-                let ended = done.load(Ordering::Acquire);
-                let name = slug("acme");
+            for _ in 0..READS {
                 let found = find_one(&*tenants, TenantRef::Slug(&name)).await;
                 let record = found.expect("the record is readable").expect("it exists").record;
                 let placement = record.tenant.placement;
-                let even = placement.epoch.value() % 2 == 0;
-                let expected = if even {
+                let expected = if placement.epoch.value() % 2 == 0 {
                     (west, Isolation::Schema)
                 } else {
                     (east, Isolation::Row)
@@ -242,16 +240,13 @@ pub async fn a_record_is_of_one_moment(backend: &dyn Backend) {
                 assert_eq!(record.source.id, placement.source);
                 assert!(Some(record.tenant.version) >= last, "a reader never goes back");
                 last = Some(record.tenant.version);
-                if ended {
-                    break;
-                }
                 tokio::task::yield_now().await;
             }
         });
     }
-    let mut moved = acme;
-    for n in 0..40 {
-        let (source, isolation) = if n % 2 == 0 {
+    // The tenant moves for as long as somebody reads, however quick either is.
+    while !readers.is_empty() {
+        let (source, isolation) = if moved.placement.source == east {
             (west, Isolation::Schema)
         } else {
             (east, Isolation::Row)
@@ -261,9 +256,11 @@ pub async fn a_record_is_of_one_moment(backend: &dyn Backend) {
             .place(&by(), moved.id, moved.version, source, isolation)
             .await
             .expect("a placement is accepted");
+        if let Some(reader) = readers.try_join_next() {
+            reader.expect("the records that it read were of one moment");
+        }
+        tokio::task::yield_now().await;
     }
-    done.store(true, Ordering::Release);
-    readers.join_all().await;
 }
 
 /// Starts `RIVALS` at the same moment and returns what each came to.

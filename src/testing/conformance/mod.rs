@@ -3,8 +3,8 @@
 //! A backend of the traits in [`repository`](crate::repository) is right when it passes these. There is one function
 //! for each behaviour, and a macro that makes one `#[tokio::test]` of each:
 //!
-//! - [`reading_conformance!`](crate::reading_conformance) for a [`TenantRepository`] over tables of your own;
-//!   implement [`ReadBackend`].
+//! - [`reading_conformance!`](crate::reading_conformance) for a
+//!   [`TenantRepository`](crate::repository::TenantRepository) over tables of your own; implement [`ReadBackend`].
 //! - [`repository_conformance!`](crate::repository_conformance) for a whole control plane that also writes and keeps a
 //!   change log; implement [`Backend`] as well.
 //!

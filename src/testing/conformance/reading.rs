@@ -1,4 +1,4 @@
-//! What a [`TenantRepository`](crate::repository::TenantRepository) must do.
+//! What a [`TenantRepository`] must do.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -70,7 +70,7 @@ pub async fn outcomes_are_in_the_order_of_the_names(backend: &dyn ReadBackend) {
     }
     let names: Vec<TenantRef<'_>> = asked.iter().map(|(name, _)| name.as_ref()).collect();
     let found = tenants.find(&names).await.expect("the control plane answers");
-    let got: Vec<Option<TenantId>> = found.iter().map(|found| id_of(found)).collect();
+    let got: Vec<Option<TenantId>> = found.iter().map(id_of).collect();
     let expected: Vec<Option<TenantId>> = asked.iter().map(|(_, id)| *id).collect();
     assert_eq!(got, expected);
 }
@@ -92,7 +92,7 @@ pub async fn many_names_in_one_call(backend: &dyn ReadBackend) {
     let names: Vec<TenantRef<'_>> = known.iter().copied().cycle().take(1_000).collect();
     let found = tenants.find(&names).await.expect("the control plane answers");
     let ids = examples.iter().map(|record| Some(record.tenant.id)).cycle();
-    assert!(found.iter().map(|found| id_of(found)).eq(ids.take(1_000)));
+    assert!(found.iter().map(id_of).eq(ids.take(1_000)));
 }
 
 /// A record that cannot be understood is `MalformedRecord` of its own names alone; the others of the call are found, and

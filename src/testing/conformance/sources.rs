@@ -47,8 +47,9 @@ pub async fn an_unknown_source_is_none(backend: &dyn Backend) {
 /// The id, the name and the `database_id` of a data source are its own.
 pub async fn a_taken_id_name_or_database_is_refused(backend: &dyn Backend) {
     let world = World::of(backend);
+    let database = DatabaseId::new();
     let mut first = NewSource::new("first", Location::Memory);
-    first.database_id = Some(DatabaseId::new());
+    first.database_id = Some(database);
     world
         .admin
         .create_source(&by(), first.clone())
@@ -67,8 +68,7 @@ pub async fn a_taken_id_name_or_database_is_refused(backend: &dyn Backend) {
         assert_eq!(world.admin.source(name).await.expect("it answers"), None);
     }
     let fourth = world.source("fourth").await;
-    let mut change = SourceChange::default();
-    change.database_id = first.database_id;
+    let change = SourceChange::default().database_id(database);
     let changed = world
         .admin
         .update_source(&by(), fourth, Version::FIRST, change)
@@ -93,8 +93,7 @@ pub async fn what_cannot_be_is_refused(backend: &dyn Backend) {
         let created = world.admin.create_source(&by(), new).await;
         assert!(created.is_err(), "{what}");
         expect_kind(created, ErrorKind::InvalidInput);
-        let mut change = SourceChange::default();
-        change.location = Some(Location::Server(server));
+        let change = SourceChange::default().location(Location::Server(server));
         let changed = world
             .admin
             .update_source(&by(), east, Version::FIRST, change)
@@ -116,12 +115,9 @@ pub async fn a_change_is_seen_through_the_tenants(backend: &dyn Backend) {
         .await
         .expect("it answers")
         .expect("it exists");
-    let mut pool = SourceChange::default();
-    pool.pool = Some(PoolSettings::new(3, 30).expect("3 is at most 30"));
-    let mut location = SourceChange::default();
-    location.location = Some(Location::Server(example_server("east-2", 9)));
-    let mut identity = SourceChange::default();
-    identity.database_id = Some(DatabaseId::new());
+    let pool = SourceChange::default().pool(PoolSettings::new(3, 30).expect("3 is at most 30"));
+    let location = SourceChange::default().location(Location::Server(example_server("east-2", 9)));
+    let identity = SourceChange::default().database_id(DatabaseId::new());
     for change in [pool, location, identity] {
         let after = world
             .admin
@@ -148,8 +144,7 @@ pub async fn a_change_needs_version_source_and_actor(backend: &dyn Backend) {
     let world = World::of(backend);
     let east = world.source("east").await;
     let before = world.admin.source("east").await.expect("it answers");
-    let mut change = SourceChange::default();
-    change.pool = Some(PoolSettings::new(1, 2).expect("1 is at most 2"));
+    let change = SourceChange::default().pool(PoolSettings::new(1, 2).expect("1 is at most 2"));
     let admin = &world.admin;
     let stale = Version::FIRST.next();
     expect_kind(
@@ -184,9 +179,9 @@ pub async fn what_changes_nothing_leaves_no_trace(backend: &dyn Backend) {
         .expect("it answers")
         .expect("it exists");
     let head = backend.changes().head().await.expect("it answers");
-    let mut same = SourceChange::default();
-    same.pool = Some(before.pool);
-    same.location = Some(before.location.clone());
+    let same = SourceChange::default()
+        .pool(before.pool)
+        .location(before.location.clone());
     for change in [SourceChange::default(), same] {
         let after = world
             .admin
@@ -202,8 +197,7 @@ pub async fn what_changes_nothing_leaves_no_trace(backend: &dyn Backend) {
 pub async fn the_audit_says_what_changed(backend: &dyn Backend) {
     let world = World::of(backend);
     let east = world.source("east").await;
-    let mut change = SourceChange::default();
-    change.pool = Some(PoolSettings::new(0, 30).expect("0 is at most 30"));
+    let change = SourceChange::default().pool(PoolSettings::new(0, 30).expect("0 is at most 30"));
     world
         .admin
         .update_source(&Actor::new("ann", "more load"), east, Version::FIRST, change)

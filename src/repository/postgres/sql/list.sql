@@ -3,7 +3,8 @@ with wanted as (
 ),
 tenants as materialized (
     select tenant.* from biplane_control.tenant
-    where tenant.id > $1 or $1 is null
+    -- Not `id > $1 or $1 is null`, for which no index serves.
+    where tenant.id >= coalesce($1, '00000000-0000-0000-0000-000000000000'::uuid) and tenant.id is distinct from $1
     order by tenant.id
     limit $2
 ),
