@@ -685,7 +685,7 @@ async fn a_router_that_is_dropped_with_its_handles_frees_everything() {
     let Held {
         biplane,
         plane,
-        token,
+        tokens,
     } = held;
     drop(biplane);
     drop(plane);
@@ -704,7 +704,7 @@ async fn a_router_that_was_closed_and_dropped_frees_everything() {
     let Held {
         biplane,
         plane,
-        token,
+        tokens,
     } = held;
     drop((biplane, plane, handle));
     freed(tokens).await;
@@ -722,7 +722,7 @@ async fn a_router_that_is_dropped_during_a_load_frees_everything() {
     let Held {
         biplane,
         plane,
-        token,
+        tokens,
     } = held;
     drop((biplane, plane));
     freed(tokens).await;

@@ -197,9 +197,15 @@ fn a_runtime_that_ends_in_the_middle_of_a_load_leaves_nobody_waiting() {
     let world = World::with(patient());
     let acme = staying.block_on(world.add("acme"));
     world.plane.set(Fault::Hang);
-    let asked_there = ending.block_on(async { world.spawn(&acme.slug) });
+    let asked_there = {
+        let _entered = ending.enter();
+        world.spawn(&acme.slug)
+    };
     ending.block_on(world.plane.reached(1));
-    let waits_here = staying.block_on(async { world.spawn(&acme.slug) });
+    let waits_here = {
+        let _entered = staying.enter();
+        world.spawn(&acme.slug)
+    };
     staying.block_on(world.waiting(2));
     drop(ending);
     drop(asked_there);
