@@ -368,19 +368,17 @@ async fn a_tenant_in_use_asks_an_unreachable_control_plane_once_per_retry_after(
 }
 
 #[tokio::test]
-async fn a_name_that_is_not_cached_asks_an_unreachable_control_plane_once_per_retry_after() {
-    let world = World::with(CacheOptions::default().retry_after(5 * SECOND));
+async fn a_name_that_is_not_cached_is_asked_for_again_and_found_once_the_control_plane_is_back() {
+    let world = World::new();
     let acme = world.add("acme").await;
     world.plane.set(Fault::Unreachable);
-    for _ in 0..10 {
+    for _ in 0..3 {
         assert_eq!(
             kind(world.biplane.route(&acme.slug).await),
             ErrorKind::ControlPlaneUnavailable
         );
     }
-    assert_eq!(world.plane.calls(), 1);
     world.plane.set(Fault::None);
-    world.clock.advance(5 * SECOND);
     assert_eq!(world.biplane.route(&acme.slug).await.unwrap().tenant(), acme.id);
 }
 

@@ -15,8 +15,9 @@ pub struct CacheOptions {
     /// For how long an open tenant's route is served when the control plane cannot tell, counted from when it last
     /// could. 24 h by default: an outage of the control plane is not an outage of the tenants.
     pub stale_for: Duration,
-    /// How soon the control plane is asked again while it cannot be. 1 s by default: callers do not wait for a dead
-    /// server one after the other.
+    /// How soon the control plane is asked again about a tenant whose cached route is served because it could not be.
+    /// 1 s by default: those callers do not wait for a dead server one after the other. A tenant that is not cached has
+    /// nothing to be served with, and is asked for each time.
     pub retry_after: Duration,
     /// For how long an unknown name stays unknown, less a random quarter. 3 s by default: enough to take the load off a
     /// host that is being scanned, short enough for a tenant who has just signed up elsewhere.
