@@ -79,7 +79,6 @@ pub(crate) fn ratio(mut first: impl FnMut() -> Duration, mut second: impl FnMut(
                 let b = second();
                 (first(), b)
             };
-            if std::env::var("NS").is_ok() && round == 150 {
                 eprintln!("{a:?} {b:?}");
             }
             a.as_secs_f64() / b.as_secs_f64()

@@ -269,10 +269,11 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
         known.forget(tenant);
         let route = Arc::new(Route::new(record, self.asked_at, fresh_until));
         let entry = Arc::new(Entry::new(Arc::clone(&route)));
-        known.routes.insert(tenant, route);
+        // The entry comes first: a reader that finds the route must find the one entry that it has.
         if let Some(table) = known.table.upgrade() {
             table.enter(Arc::clone(&entry));
         }
+        known.routes.insert(tenant, route);
         Ok(entry)
     }
 
