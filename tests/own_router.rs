@@ -17,7 +17,7 @@ use biplane::{
 };
 
 fn slug(text: &str) -> Slug {
-    text.parse().unwrap()
+    text.parse().expect("it is a slug")
 }
 
 #[derive(Clone, Debug, Default)]

@@ -18,7 +18,6 @@ pub(crate) type Handle = Arc<u64>;
 /// Something that turns slugs into handles.
 pub(crate) trait Lookup: Sync {
     /// The name in reports.
-    #[allow(dead_code, reason = "not every bench that shares this file prints names")]
     fn name(&self) -> &'static str;
 
     /// Looks tenants up that are there, one after the other.

@@ -24,9 +24,12 @@ use crate::{
 /// A tenant that is placed elsewhere finds an empty `T` there, as it would find an empty database.
 pub struct MemoryConnector<T>(Arc<Stores<T>>);
 
+/// Where a tenant's rows are, and whose they are.
+type StoreMap<T> = HashMap<(DataSourceId, TenantId), Arc<Store<T>>>;
+
 struct Stores<T> {
     make: Box<dyn Fn(&Tenant) -> T + Send + Sync>,
-    stores: Mutex<HashMap<(DataSourceId, TenantId), Arc<Store<T>>>>,
+    stores: Mutex<StoreMap<T>>,
     /// Transactions that have begun and not ended.
     open: watch::Sender<usize>,
     /// Nothing is committed any more.

@@ -168,10 +168,10 @@ async fn discard_all(connection: &mut PgConnection) -> sqlx::Result<()> {
         {
             connection.execute("rollback").await?;
             connection.execute("discard all").await?;
+            Ok(())
         }
-        discarded => drop(discarded?),
+        discarded => discarded.map(|_| ()),
     }
-    Ok(())
 }
 
 /// Interrupts the statement that a connection is busy with. The signal has been sent before this returns, so it cannot

@@ -131,10 +131,10 @@ impl<T: Clone> Flights<T> {
         self.now += 1;
         let flights: Arc<[_]> = self.queue.drain(..most.min(self.queue.len())).collect();
         for flight in &*flights {
-            if let Some((latest, begun)) = self.latest.get_mut(&flight.name) {
-                if Arc::ptr_eq(latest, flight) {
-                    *begun = Some(self.now);
-                }
+            if let Some((latest, begun)) = self.latest.get_mut(&flight.name)
+                && Arc::ptr_eq(latest, flight)
+            {
+                *begun = Some(self.now);
             }
         }
         let batch = Batch {

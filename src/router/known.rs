@@ -282,11 +282,11 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
         let Some(table) = self.known.table.upgrade() else {
             return Ok(entry);
         };
-        if let Some(bound) = table.named(name).filter(|bound| version < bound.version) {
-            if !cfg!(biplane_mutant = "names_ignore_versions") {
-                let fresh = bound.entry.route.is_fresh(self.now);
-                return fresh.then_some(bound.entry).ok_or_else(outdated);
-            }
+        if let Some(bound) = table.named(name).filter(|bound| version < bound.version)
+            && !cfg!(biplane_mutant = "names_ignore_versions")
+        {
+            let fresh = bound.entry.route.is_fresh(self.now);
+            return fresh.then_some(bound.entry).ok_or_else(outdated);
         }
         if !entry.route.is_retired() && !self.flights.is_name_overtaken(name, self.batch) {
             let named = Named {

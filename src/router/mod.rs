@@ -191,10 +191,10 @@ impl<H: Clone + Send + Sync + 'static> Future for Routing<'_, H> {
     #[inline]
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<H, Error>> {
         let this = self.get_mut();
-        if this.cold.is_none() {
-            if let Some(handle) = this.biplane.0.cached(&this.name) {
-                return Poll::Ready(Ok(handle));
-            }
+        if this.cold.is_none()
+            && let Some(handle) = this.biplane.0.cached(&this.name)
+        {
+            return Poll::Ready(Ok(handle));
         }
         this.poll_cold(context)
     }

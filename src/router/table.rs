@@ -134,7 +134,7 @@ impl<H: Clone> Table<H> {
     }
 
     /// How many names of all kinds it holds.
-    #[cfg(test)]
+    #[cfg(all(test, biplane_shuttle))]
     pub(super) fn names(&self) -> usize {
         self.ids.len() + self.slugs.len() + self.domains.len()
     }

@@ -259,10 +259,6 @@ impl Call {
         self.send(Step::Answer(Some(answer)));
     }
 
-    pub(crate) fn fail(self) {
-        self.answer_with(Err(ErrorKind::ControlPlaneUnavailable.into()));
-    }
-
     fn send(&self, step: Step) {
         // Nobody listens after the time limit.
         let _ = self.steps.send(step);

@@ -298,7 +298,7 @@ impl World {
         !stack.drained
             && !self.closed
             && generation == stack.generation
-            && !(overtakes && self.closing() < self.hunger())
+            && (!overtakes || self.closing() >= self.hunger())
     }
 
     fn put(&mut self, id: StackId, was: Phase, generation: Generation, kept: bool, actions: &mut Actions) {
