@@ -1,4 +1,5 @@
 //! Behind a PgBouncer in transaction mode, as declared.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod data_plane;
 
@@ -325,7 +326,12 @@ async fn a_pooler_that_dies_is_unavailable_and_comes_back() {
 async fn in_session_mode_a_connection_can_be_held_and_is_cleaned() {
     let behind = behind(PoolMode::Session, 3).await;
     let placed = behind.tenant(None).await;
-    let db = behind.world.biplane(options(1)).route(&placed.slug).await.unwrap();
+    let db = behind
+        .world
+        .biplane(options(1))
+        .route(&placed.slug)
+        .await
+        .unwrap();
     let mut conn = db.acquire().await.unwrap();
     conn.execute("set work_mem = '9MB'").await.unwrap();
     drop(conn);

@@ -3,11 +3,15 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
 use super::{Connector, ConnectorStats, Route, TenantRoute};
 use crate::{
@@ -20,9 +24,16 @@ use crate::{
 /// A tenant that is placed elsewhere finds an empty `T` there, as it would find an empty database.
 pub struct MemoryConnector<T>(Arc<Stores<T>>);
 
+/// Where a tenant's rows are, and whose they are.
+type StoreMap<T> = HashMap<(DataSourceId, TenantId), Arc<Store<T>>>;
+
 struct Stores<T> {
     make: Box<dyn Fn(&Tenant) -> T + Send + Sync>,
-    stores: Mutex<HashMap<(DataSourceId, TenantId), Arc<Store<T>>>>,
+    stores: Mutex<StoreMap<T>>,
+    /// Transactions that have begun and not ended.
+    open: watch::Sender<usize>,
+    /// Nothing is committed any more.
+    ended: AtomicBool,
 }
 
 struct Store<T>(Mutex<Content<T>>);
@@ -39,6 +50,8 @@ impl<T: Send + Sync + 'static> MemoryConnector<T> {
         Self(Arc::new(Stores {
             make: Box::new(make),
             stores: Mutex::default(),
+            open: watch::Sender::new(0),
+            ended: AtomicBool::new(false),
         }))
     }
 }
@@ -48,18 +61,28 @@ impl<T: Clone + Send + Sync + 'static> Connector for MemoryConnector<T> {
     type Handle = MemoryDb<T>;
 
     fn handle(&self, _: &Tenant, route: TenantRoute) -> Result<MemoryDb<T>, Error> {
-        Ok(MemoryDb {
+        let shared = Arc::new(Shared {
             stores: Arc::clone(&self.0),
             route,
+        });
+        Ok(MemoryDb {
+            shared,
             role: Role::default(),
         })
     }
 
-    async fn close(&self, _: Duration) {}
+    async fn close(&self, deadline: Duration) {
+        let mut open = self.0.open.subscribe();
+        let ended = open.wait_for(|open| *open == 0);
+        // Whatever is still open at the deadline cannot commit, which is the end of it.
+        let _ = tokio::time::timeout(deadline, ended).await;
+        self.0.ended.store(true, Ordering::Release);
+    }
 
     fn stats(&self) -> ConnectorStats {
         ConnectorStats {
             pools: locked(&self.0.stores).len(),
+            connections: *self.0.open.borrow(),
             ..ConnectorStats::default()
         }
     }
@@ -68,21 +91,26 @@ impl<T: Clone + Send + Sync + 'static> Connector for MemoryConnector<T> {
 /// A handle on one tenant's data in memory: reads, writes and transactions, refused as a real database's would be when
 /// the tenant is suspended, open for reads alone, or the router is closed.
 pub struct MemoryDb<T> {
+    /// One reference count for each tenant and none for all, so that tenants do not meet in a cache line.
+    shared: Arc<Shared<T>>,
+    role: Role,
+}
+
+struct Shared<T> {
     stores: Arc<Stores<T>>,
     route: TenantRoute,
-    role: Role,
 }
 
 impl<T: Clone + Send + Sync + 'static> MemoryDb<T> {
     /// Whose data this is.
     #[must_use]
     pub fn tenant(&self) -> TenantId {
-        self.route.tenant()
+        self.shared.route.tenant()
     }
 
     /// For what it connects.
     #[must_use]
-    pub fn role(&self) -> Role {
+    pub const fn role(&self) -> Role {
         self.role
     }
 
@@ -95,7 +123,7 @@ impl<T: Clone + Send + Sync + 'static> MemoryDb<T> {
     /// How long ago the control plane last confirmed where this tenant's data is.
     #[must_use]
     pub fn route_age(&self) -> Option<Duration> {
-        self.route.age()
+        self.shared.route.age()
     }
 
     /// Reads.
@@ -106,7 +134,7 @@ impl<T: Clone + Send + Sync + 'static> MemoryDb<T> {
     /// # Cancel safety
     /// Safe.
     pub async fn read<R>(&self, read: impl FnOnce(&T) -> R + Send) -> Result<R, Error> {
-        let route = self.route.current().await?;
+        let route = self.shared.route.current().await?;
         let data = Arc::clone(&locked(&self.store(&route).0).data);
         Ok(read(&data))
     }
@@ -119,8 +147,10 @@ impl<T: Clone + Send + Sync + 'static> MemoryDb<T> {
     /// # Cancel safety
     /// Safe: `write` runs whole or not at all.
     pub async fn write<R>(&self, write: impl FnOnce(&mut T) -> R + Send) -> Result<R, Error> {
-        let route = self.route.current().await?;
-        self.check_write(&route)?;
+        let route = self.shared.route.current().await?;
+        if !self.may_write(&route) {
+            return Err(ErrorKind::ReadOnly.into());
+        }
         let store = self.store(&route);
         let mut content = locked(&store.0);
         // Changed on a copy, so that a panic in `write` leaves the data as it was.
@@ -139,45 +169,42 @@ impl<T: Clone + Send + Sync + 'static> MemoryDb<T> {
     /// # Cancel safety
     /// Safe.
     pub async fn begin(&self) -> Result<MemoryTx<T>, Error> {
-        let route = self.route.current().await?;
-        let writable = self.check_write(&route).is_ok();
+        let route = self.shared.route.current().await?;
         let store = self.store(&route);
         let (data, commits) = {
             let content = locked(&store.0);
-            (T::clone(&content.data), content.commits)
+            (Arc::clone(&content.data), content.commits)
         };
         Ok(MemoryTx {
             store,
             data,
             commits,
-            writable,
+            writable: self.may_write(&route),
             written: false,
+            open: Open::new(&self.shared.stores),
         })
     }
 
-    fn check_write(&self, route: &Route) -> Result<(), Error> {
-        if route.access() == Access::ReadWrite && self.role != Role::ReadOnly {
-            Ok(())
-        } else {
-            Err(ErrorKind::ReadOnly.into())
-        }
+    fn may_write(&self, route: &Route) -> bool {
+        let tenant = route.access() == Access::ReadWrite || cfg!(biplane_mutant = "memory_writes_read_only");
+        tenant && self.role != Role::ReadOnly
     }
 
     fn store(&self, route: &Route) -> Arc<Store<T>> {
+        let stores = &self.shared.stores;
         let key = (route.tenant().placement.source, route.tenant().id);
         let make = || {
-            let data = Arc::new((self.stores.make)(route.tenant()));
+            let data = Arc::new((stores.make)(route.tenant()));
             Arc::new(Store(Mutex::new(Content { data, commits: 0 })))
         };
-        Arc::clone(locked(&self.stores.stores).entry(key).or_insert_with(make))
+        Arc::clone(locked(&stores.stores).entry(key).or_insert_with(make))
     }
 }
 
 impl<T> Clone for MemoryDb<T> {
     fn clone(&self) -> Self {
         Self {
-            stores: Arc::clone(&self.stores),
-            route: self.route.clone(),
+            shared: Arc::clone(&self.shared),
             role: self.role,
         }
     }
@@ -187,16 +214,17 @@ impl<T> Clone for MemoryDb<T> {
 /// it leaves nothing behind.
 pub struct MemoryTx<T> {
     store: Arc<Store<T>>,
-    data: T,
+    data: Arc<T>,
     commits: u64,
     writable: bool,
     written: bool,
+    open: Open<T>,
 }
 
-impl<T: Send + Sync + 'static> MemoryTx<T> {
+impl<T: Clone + Send + Sync + 'static> MemoryTx<T> {
     /// The data as this transaction sees them.
     #[must_use]
-    pub const fn read(&self) -> &T {
+    pub fn read(&self) -> &T {
         &self.data
     }
 
@@ -209,25 +237,44 @@ impl<T: Send + Sync + 'static> MemoryTx<T> {
             return Err(ErrorKind::ReadOnly.into());
         }
         self.written = true;
-        Ok(&mut self.data)
+        Ok(Arc::make_mut(&mut self.data))
     }
 
     /// Commits.
     ///
     /// # Errors
     /// [`TransactionConflict`](ErrorKind::TransactionConflict) when this transaction wrote and another one has committed
-    /// since it began; nothing is stored then.
+    /// since it began, [`Closed`](ErrorKind::Closed) after the deadline of the router's `close`; nothing is stored then.
     pub fn commit(self) -> Result<(), Error> {
+        let mut content = locked(&self.store.0);
+        if self.open.0.ended.load(Ordering::Acquire) {
+            return Err(ErrorKind::Closed.into());
+        }
         if !self.written {
             return Ok(());
         }
-        let mut content = locked(&self.store.0);
         if content.commits != self.commits {
             return Err(ErrorKind::TransactionConflict.into());
         }
-        content.data = Arc::new(self.data);
+        content.data = Arc::clone(&self.data);
         content.commits += 1;
         Ok(())
+    }
+}
+
+/// Counts a transaction for as long as it lives.
+struct Open<T>(Arc<Stores<T>>);
+
+impl<T> Open<T> {
+    fn new(stores: &Arc<Stores<T>>) -> Self {
+        stores.open.send_modify(|open| *open += 1);
+        Self(Arc::clone(stores))
+    }
+}
+
+impl<T> Drop for Open<T> {
+    fn drop(&mut self) {
+        self.0.open.send_modify(|open| *open -= 1);
     }
 }
 
@@ -245,7 +292,7 @@ impl<T> fmt::Debug for MemoryConnector<T> {
 impl<T> fmt::Debug for MemoryDb<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryDb")
-            .field("tenant", &self.route.tenant())
+            .field("tenant", &self.shared.route.tenant())
             .field("role", &self.role)
             .finish_non_exhaustive()
     }

@@ -4,24 +4,23 @@
 //! database through a [`TenantRoute`], which asks the router anew at every use: a handle that is kept does not keep an
 //! old route alive.
 
+mod freshness;
 pub mod memory;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 
 use std::{
     fmt::{self, Debug},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
 
+use self::freshness::Freshness;
 use crate::{
     error::{Error, ErrorKind},
-    tenant::{Access, DataSource, Tenant, TenantId, TenantRecord},
+    tenant::{Access, DataSource, Tenant, TenantId, TenantRecord, Version},
 };
 
 /// Makes handles.
@@ -63,18 +62,24 @@ pub struct ConnectorStats {
 /// What a router knows of a tenant at one moment: where its data is, and what it may do.
 pub struct Route {
     record: Arc<TenantRecord>,
-    /// Until when it may be served without asking, in milliseconds of the router's clock; 0 once it must not be.
-    fresh_until: AtomicU64,
-    /// When the control plane last confirmed it, in milliseconds of the router's clock.
-    confirmed_at: AtomicU64,
+    /// In milliseconds of the router's clock.
+    freshness: Freshness,
 }
 
 impl Route {
-    pub(crate) fn new(record: Arc<TenantRecord>, confirmed_at: u64, fresh_until: u64) -> Self {
+    /// A route that the control plane confirmed at one moment and that may be served until another.
+    pub(crate) const fn new(record: Arc<TenantRecord>, confirmed_at: u64, fresh_until: u64) -> Self {
         Self {
             record,
-            fresh_until: AtomicU64::new(fresh_until),
-            confirmed_at: AtomicU64::new(confirmed_at),
+            freshness: Freshness::new(confirmed_at, fresh_until),
+        }
+    }
+
+    /// A route for those who asked before it was overtaken, and for nobody after them.
+    pub(crate) const fn overtaken(record: Arc<TenantRecord>, confirmed_at: u64) -> Self {
+        Self {
+            record,
+            freshness: Freshness::retired(confirmed_at),
         }
     }
 
@@ -96,47 +101,62 @@ impl Route {
         self.record.tenant.status.access()
     }
 
+    /// The versions that order the routes of one tenant.
+    pub(crate) fn versions(&self) -> (Version, Version) {
+        versions(&self.record)
+    }
+
+    #[inline]
     pub(crate) fn is_fresh(&self, now: u64) -> bool {
-        now < self.fresh_until.load(Ordering::Acquire)
+        self.freshness.holds(now)
     }
 
     pub(crate) fn confirmed_at(&self) -> u64 {
-        self.confirmed_at.load(Ordering::Relaxed)
+        self.freshness.confirmed_at()
     }
 
-    /// Lets it be served until then, unless it was retired meanwhile.
+    /// Lets it be served until then, unless it was retired.
     pub(crate) fn extend(&self, fresh_until: u64) {
-        let extended = |until: u64| (until != 0).then(|| until.max(fresh_until));
-        // A retired route stays retired, which is the only way for this to fail.
-        let _ = self
-            .fresh_until
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, extended);
+        self.freshness.extend(fresh_until);
     }
 
+    /// The control plane said again, at that moment, what it says.
     pub(crate) fn confirm(&self, confirmed_at: u64, fresh_until: u64) {
-        self.confirmed_at.fetch_max(confirmed_at, Ordering::Relaxed);
-        self.extend(fresh_until);
+        self.freshness.confirm(confirmed_at, fresh_until);
     }
 
     pub(crate) fn is_retired(&self) -> bool {
-        self.fresh_until.load(Ordering::Acquire) == 0
+        self.freshness.is_retired()
     }
 
     /// It must not be served any more.
     pub(crate) fn retire(&self) {
-        self.fresh_until.store(0, Ordering::Release);
+        self.freshness.retire();
     }
 
     /// The route, if the tenant's status lets anything through.
     pub(crate) fn open(self: Arc<Self>) -> Result<Arc<Self>, Error> {
+        if cfg!(biplane_mutant = "held_handles_ignore_status") {
+            return Ok(self);
+        }
+        self.check_open().map(|()| self)
+    }
+
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
         match self.access() {
             Access::Refused => Err(ErrorKind::Inactive {
                 status: self.record.tenant.status,
             }
             .into()),
-            Access::Read | Access::ReadWrite => Ok(self),
+            Access::Read | Access::ReadWrite => Ok(()),
         }
     }
+}
+
+/// A tenant's version comes first: only while the tenant stays the same does it stay on the same data source, whose
+/// version can then be compared.
+pub(crate) fn versions(record: &TenantRecord) -> (Version, Version) {
+    (record.tenant.version, record.source.version)
 }
 
 impl Debug for Route {

@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     Shared,
     connection::{Health, Physical, State, catch_up, give_back},
-    dial::{self, Backend, Dial},
+    dial::{self, Backend, Dial, Purpose},
     locked,
     scheduler::{Rest, StackId},
 };
@@ -32,8 +32,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How often a server is asked again that would not be asked.
 const RETRY_EVERY: Duration = Duration::from_millis(100);
 
-/// How long a backend that was told to go is taken to be there. sqlx drops the socket with its goodbye, so that the end
-/// cannot be seen; it takes a tenth of this on an idle machine.
+/// How long a backend that was told to go is taken to be there, where nobody waits for its permit. sqlx drops the socket
+/// with its goodbye, so that the end cannot be seen; it takes a tenth of this on an idle machine.
 const GOODBYE: Duration = Duration::from_millis(10);
 
 const CANCEL: &str = "
@@ -72,11 +72,16 @@ pub(super) async fn reap(shared: Weak<Shared>) {
     }
 }
 
-/// Says goodbye and releases the permit, which is already marked as closing.
-pub(super) async fn hang_up(physical: Physical, limit: Duration) {
+/// Says goodbye and releases the permit, which is already marked as closing, once the backend is gone. At the cap, where
+/// the permit may be taken at once, the server is asked.
+pub(super) async fn hang_up(shared: Arc<Shared>, physical: Physical) {
+    let (dial, backend) = (Arc::clone(&physical.dial), physical.backend);
     let (connection, permit) = physical.part();
-    dial::hang_up(connection, limit).await;
-    sleep(GOODBYE).await;
+    dial::hang_up(connection, shared.options.reset_timeout).await;
+    match backend.filter(|_| dial.is_direct() && shared.is_at_cap()) {
+        Some(backend) => watch(&shared, &dial, see_off(&shared, &dial, PRESENT, &[backend])).await,
+        None => sleep(GOODBYE).await,
+    }
     drop(permit);
 }
 
@@ -86,7 +91,10 @@ pub(super) fn rescue(shared: Arc<Shared>, stack: StackId, physical: Physical, st
         let mut physical = physical;
         match clean(&shared, &mut physical, state).await {
             Outcome::Clean => give_back(&shared, stack, physical),
-            Outcome::Over => hang_up(physical.closing(&shared), shared.options.reset_timeout).await,
+            Outcome::Over => {
+                let physical = physical.closing(&shared);
+                hang_up(shared, physical).await;
+            }
             Outcome::Unknown => end(&shared, physical).await,
         }
     });
@@ -166,10 +174,10 @@ async fn discard_all(connection: &mut PgConnection) -> sqlx::Result<()> {
         {
             connection.execute("rollback").await?;
             connection.execute("discard all").await?;
+            Ok(())
         }
-        discarded => drop(discarded?),
+        discarded => discarded.map(|_| ()),
     }
-    Ok(())
 }
 
 /// Interrupts the statement that a connection is busy with. The signal has been sent before this returns, so it cannot
@@ -213,18 +221,21 @@ pub(super) async fn end_backend(
 ) {
     if let Some(backend) = backend {
         // While the connection is ours: a pooler gives the backend of one that was closed to somebody else.
-        let gone = timeout(shared.options.leak_after, see_off(shared, dial, &[backend])).await;
-        if gone.is_err() {
-            shared.counters.leaked.fetch_add(1, Relaxed);
-            tracing::warn!(database = %dial.whereabouts(), "a backend did not end in time; its permit is given up");
-        }
+        watch(shared, dial, see_off(shared, dial, TERMINATE, &[backend])).await;
     }
     dial::hang_up(connection, shared.options.reset_timeout).await;
 }
 
-/// Ends backends and waits until they are gone, for ever if that cannot be found out.
-async fn see_off(shared: &Shared, dial: &Dial, backends: &[Backend]) {
-    let mut question = TERMINATE;
+/// Waits for backends to go, and no longer than a permit is kept for them.
+async fn watch(shared: &Shared, dial: &Dial, gone: impl Future<Output = ()>) {
+    if timeout(shared.options.leak_after, gone).await.is_err() {
+        shared.counters.leaked.fetch_add(1, Relaxed);
+        tracing::warn!(database = %dial.whereabouts(), "a backend did not end in time; its permit is given up");
+    }
+}
+
+/// Asks about backends, first with `question`, and waits until they are gone, for ever if that cannot be found out.
+async fn see_off(shared: &Shared, dial: &Dial, mut question: &'static str, backends: &[Backend]) {
     loop {
         match Reserved::open(shared, dial).await {
             Ok(mut reserved) => {
@@ -259,7 +270,7 @@ pub(super) async fn end_lent(shared: &Shared) {
     }
     let ended = lent
         .iter()
-        .map(|(dial, backends)| see_off(shared, dial, backends));
+        .map(|(dial, backends)| see_off(shared, dial, TERMINATE, backends));
     futures_util::future::join_all(ended).await;
 }
 
@@ -282,7 +293,7 @@ impl<'a> Reserved<'a> {
     async fn open(shared: &'a Shared, dial: &'a Dial) -> Result<Self, Unreserved> {
         let turn = dial.turn.lock().await;
         let permit = shared.reserved.acquire().await.expect("never closed");
-        match dial.connect(&shared.options).await {
+        match dial.connect(Purpose::Reserved, &shared.options).await {
             Ok(dialed) => Ok(Self {
                 connection: dialed.connection,
                 _permit: permit,
@@ -308,6 +319,7 @@ impl<'a> Reserved<'a> {
 
     async fn close(self, shared: &Shared) {
         dial::hang_up(self.connection, shared.options.reset_timeout).await;
+        sleep(GOODBYE).await;
     }
 }
 

@@ -74,9 +74,18 @@ impl From<Error> for NotDialed {
     }
 }
 
+/// What a connection is for, which the server shows in its application name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To be lent.
+    Work,
+    /// Beyond the cap, to look after other connections for a moment.
+    Reserved,
+}
+
 impl Dial {
     /// Connects to the first endpoint that answers, and makes the session ready, all within `connect_timeout`.
-    pub(super) async fn connect(&self, options: &PoolOptions) -> Result<Dialed, NotDialed> {
+    pub(super) async fn connect(&self, purpose: Purpose, options: &PoolOptions) -> Result<Dialed, NotDialed> {
         let deadline = later(Instant::now(), options.connect_timeout);
         let credential = match timeout_at(deadline, self.logins.login()).await {
             Ok(login) => login?,
@@ -96,7 +105,10 @@ impl Dial {
             let share = deadline.saturating_duration_since(Instant::now()) / left.max(1);
             left -= 1;
             let until = later(Instant::now(), share);
-            failure = match self.connect_to(endpoint, &credential, options, until).await {
+            failure = match self
+                .connect_to(endpoint, &credential, purpose, options, until)
+                .await
+            {
                 Ok(dialed) => return Ok(dialed),
                 Err(not) => not,
             };
@@ -112,16 +124,25 @@ impl Dial {
         &self,
         endpoint: &Endpoint,
         credential: &Credential,
+        purpose: Purpose,
         options: &PoolOptions,
         until: Instant,
     ) -> Result<Dialed, NotDialed> {
-        let connecting = self.options(endpoint, credential, options);
+        let connecting = self.options(endpoint, credential, purpose, options);
         let connection = match timeout_at(until, connecting.connect()).await {
-            Ok(connected) => connected.map_err(|error| self.placed(error))?,
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => {
+                return Err(NotDialed {
+                    answered: !matches!(error, sqlx::Error::Io(_)),
+                    ..self.placed(error).into()
+                });
+            }
             Err(_) => {
-                return Err(self
-                    .unavailable("no answer within the time for connecting")
-                    .into());
+                let silent = self.unavailable("no answer within the time for connecting");
+                return Err(NotDialed {
+                    answered: false,
+                    ..silent.into()
+                });
             }
         };
         let mut dialed = Dialed {
@@ -193,9 +214,14 @@ impl Dial {
         &self,
         endpoint: &Endpoint,
         credential: &Credential,
+        purpose: Purpose,
         options: &PoolOptions,
     ) -> PgConnectOptions {
         let server = &self.server;
+        let application_name = match purpose {
+            Purpose::Work => self.application_name.to_string(),
+            Purpose::Reserved => format!("{} (reserved)", self.application_name),
+        };
         // Without a password sqlx would take PGPASSWORD; an empty one keeps the environment out.
         let password = credential
             .password()
@@ -205,7 +231,7 @@ impl Dial {
             .username(credential.username())
             .password(password)
             .database(&server.database)
-            .application_name(&self.application_name);
+            .application_name(&application_name);
         open = match endpoint.host.starts_with('/') {
             // As in libpq: a socket file of this machine is not encrypted.
             true => open

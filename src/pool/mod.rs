@@ -45,7 +45,7 @@ pub(crate) use self::{
 };
 use self::{
     connection::{Lent, Permit, Physical},
-    dial::NotDialed,
+    dial::{NotDialed, Purpose},
     scheduler::{Action, Generation, HeldUpBy, Offer, Phase, Refusal, Scheduler, StackId},
 };
 use crate::error::{BudgetScope, Error, ErrorKind};
@@ -377,7 +377,7 @@ impl Shared {
             permit: Some(permit),
         };
         self.spawn(async move {
-            match dial.connect(&attempt.shared.options).await {
+            match dial.connect(Purpose::Work, &attempt.shared.options).await {
                 Ok(dialed) => attempt.succeed(dialed, dial),
                 Err(not) => attempt.fail(not, &dial).await,
             }
@@ -390,8 +390,13 @@ impl Shared {
     }
 
     /// Closes a connection whose permit is already marked as closing.
-    fn hang_up(&self, physical: Physical) {
-        self.spawn(cleanup::hang_up(physical, self.options.reset_timeout));
+    fn hang_up(self: &Arc<Self>, physical: Physical) {
+        self.spawn(cleanup::hang_up(Arc::clone(self), physical));
+    }
+
+    /// Whether a permit that is released may be taken at once.
+    fn is_at_cap(&self) -> bool {
+        self.scheduler().permits() >= self.options.cap.get()
     }
 
     fn stack(&self, id: StackId) -> Option<Stack> {

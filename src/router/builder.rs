@@ -4,7 +4,7 @@ use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use super::{Biplane, CacheOptions, Clock, Router, core::Core, table::Table};
+use super::{Biplane, CacheOptions, Clock, Router};
 use crate::{
     connector::{
         Connector, ConnectorStats, TenantRoute,
@@ -86,7 +86,7 @@ impl<S: ConnectorSettings> Builder<S> {
     }
 
     /// Gives out something made of the handle instead of the handle, such as the application's own repositories. `map`
-    /// is called once per route.
+    /// is called once per route, by the first caller that gets it; the others wait, so it must not block.
     pub fn map<F, T>(self, map: F) -> Builder<Mapped<S, F, T>>
     where
         F: Fn(<S::Connector as Connector>::Handle) -> T + Send + Sync + 'static,
@@ -113,12 +113,12 @@ impl<S: ConnectorSettings> Builder<S> {
         self.cache.check()?;
         let connector = self.settings.connector()?;
         let clock = self.clock.unwrap_or_else(Clock::system);
-        let core = Arc::new(Core::new(self.repository, self.cache, clock));
-        Ok(Biplane::new(Router {
-            core,
-            table: Table::new(),
+        Ok(Biplane::new(Router::new(
+            self.repository,
+            self.cache,
+            clock,
             connector,
-        }))
+        )))
     }
 }
 
@@ -183,6 +183,6 @@ impl<S: fmt::Debug, F, T> fmt::Debug for Mapped<S, F, T> {
 
 impl<C: fmt::Debug, F, T> fmt::Debug for MappedConnector<C, F, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Mapped").field(&self.inner).finish()
+        f.debug_tuple("MappedConnector").field(&self.inner).finish()
     }
 }

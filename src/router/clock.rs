@@ -17,7 +17,10 @@ const TICK: Duration = Duration::from_millis(100);
 ///
 /// The clock of the process is moved by a thread of its own, which sleeps otherwise; it is shared by all routers.
 #[derive(Clone, Debug)]
-pub struct Clock(Arc<AtomicU64>);
+pub struct Clock {
+    millis: Arc<AtomicU64>,
+    manual: bool,
+}
 
 impl Clock {
     /// The clock of this process.
@@ -30,21 +33,35 @@ impl Clock {
     /// A clock that stands until [`Clock::advance`] moves it.
     #[must_use]
     pub fn manual() -> Self {
-        Self(Arc::new(AtomicU64::new(1)))
+        Self {
+            millis: Arc::new(AtomicU64::new(1)),
+            manual: true,
+        }
     }
 
-    /// Moves a clock made by [`Clock::manual`]. The clock of the process sets itself right again at its next tick.
+    /// Moves a clock made by [`Clock::manual`], and all its clones. Time itself, on the clock of the process, nobody
+    /// moves.
     pub fn advance(&self, by: Duration) {
-        self.0.fetch_add(millis(by), Ordering::AcqRel);
+        if self.manual {
+            // Saturates, so that no distance makes the clock go back.
+            let moved = |now: u64| Some(now.saturating_add(millis(by)));
+            let _ = self
+                .millis
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, moved);
+        }
     }
 
+    #[inline]
     pub(crate) fn now(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
+        self.millis.load(Ordering::Acquire)
     }
 
     fn start() -> Self {
-        let clock = Self::manual();
-        let shared = Arc::clone(&clock.0);
+        let clock = Self {
+            millis: Arc::new(AtomicU64::new(1)),
+            manual: false,
+        };
+        let shared = Arc::clone(&clock.millis);
         let started = Instant::now();
         let tick = move || {
             loop {

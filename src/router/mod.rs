@@ -9,13 +9,23 @@ mod builder;
 mod clock;
 mod core;
 mod flights;
+#[cfg(all(test, biplane_shuttle))]
+mod interleavings;
+mod known;
 mod options;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod stats;
+mod sync;
 mod table;
 
-use std::{fmt, fmt::Debug, sync::Arc, time::Duration};
+use std::{
+    fmt::{self, Debug},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 
@@ -33,6 +43,7 @@ use crate::plane::TenantDb;
 use crate::{
     connector::{Connector, Routes, TenantRoute},
     error::{Error, ErrorKind},
+    repository::TenantRepository,
     tenant::{TenantId, TenantRef},
 };
 
@@ -46,7 +57,8 @@ use crate::{
 /// - A tenant whose status lets nothing through gets [`Inactive`](ErrorKind::Inactive) and no handle. A handle that was
 ///   given out before finds out at its next use.
 /// - A change that is announced by [`invalidate`](TenantRouter::invalidate) acts at once; one that is not acts when the
-///   route is no longer fresh.
+///   route is no longer fresh. A name that changes hands concerns two tenants; announce both.
+/// - What is known is not replaced by what is older: a lower version of the tenant, or of the name.
 #[async_trait]
 pub trait TenantRouter: Debug + Send + Sync + 'static {
     /// What a name leads to.
@@ -111,11 +123,12 @@ impl<H: Clone + Send + Sync + 'static> Biplane<H> {
     ///
     /// # Cancel safety
     /// Safe, as [`TenantRouter::route`].
-    pub async fn route<'a>(&self, name: impl Into<TenantRef<'a>>) -> Result<H, Error> {
-        let name = name.into();
-        match self.0.cached(&name) {
-            Some(handle) => Ok(handle),
-            None => self.0.route(&name).await,
+    #[inline]
+    pub fn route<'a>(&'a self, name: impl Into<TenantRef<'a>>) -> Routing<'a, H> {
+        Routing {
+            biplane: self,
+            name: name.into(),
+            cold: None,
         }
     }
 
@@ -159,11 +172,72 @@ impl<H: Clone + Send + Sync + 'static> Debug for Biplane<H> {
     }
 }
 
+/// The future of [`Biplane::route`], which comes to a handle or an [`Error`].
+///
+/// Written by hand because that of an `async fn` takes as long as the lookup.
+#[must_use = "futures do nothing unless they are awaited"]
+pub struct Routing<'a, H: Clone + Send + Sync + 'static> {
+    biplane: &'a Biplane<H>,
+    name: TenantRef<'a>,
+    /// Once the cache had no answer.
+    cold: Option<Cold<'a, H>>,
+}
+
+type Cold<'a, H> = Pin<Box<dyn Future<Output = Result<H, Error>> + Send + 'a>>;
+
+impl<H: Clone + Send + Sync + 'static> Future for Routing<'_, H> {
+    type Output = Result<H, Error>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<H, Error>> {
+        let this = self.get_mut();
+        if this.cold.is_none()
+            && let Some(handle) = this.biplane.0.cached(&this.name)
+        {
+            return Poll::Ready(Ok(handle));
+        }
+        this.poll_cold(context)
+    }
+}
+
+impl<'a, H: Clone + Send + Sync + 'static> Routing<'a, H> {
+    #[cold]
+    fn poll_cold(&mut self, context: &mut Context<'_>) -> Poll<Result<H, Error>> {
+        let Self { biplane, name, cold } = self;
+        let (biplane, name): (&'a Biplane<H>, TenantRef<'a>) = (biplane, *name);
+        cold.get_or_insert_with(|| Box::pin(async move { biplane.0.route(&name).await }))
+            .as_mut()
+            .poll(context)
+    }
+}
+
+impl<H: Clone + Send + Sync + 'static> Debug for Routing<'_, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Routing").field(&self.name).finish()
+    }
+}
+
 /// The router that biplane ships, over any repository and connector.
 struct Router<C: Connector> {
-    core: Arc<Core>,
-    table: Table<C::Handle>,
+    core: Arc<Core<C::Handle>>,
+    /// The core, as handles see it.
+    routes: Arc<dyn Routes>,
+    /// Here and not in the core, which the handles in it keep alive.
+    table: Arc<Table<C::Handle>>,
     connector: C,
+}
+
+impl<C: Connector> Router<C> {
+    fn new(repository: Arc<dyn TenantRepository>, options: CacheOptions, clock: Clock, connector: C) -> Self {
+        let table = Arc::new(Table::new());
+        let core = Arc::new(Core::new(repository, options, clock, &table));
+        Self {
+            routes: Arc::new(Arc::clone(&core)),
+            core,
+            table,
+            connector,
+        }
+    }
 }
 
 #[async_trait]
@@ -177,44 +251,36 @@ impl<C: Connector> TenantRouter for Router<C> {
     }
 
     async fn route(&self, name: &TenantRef<'_>) -> Result<C::Handle, Error> {
-        let answer = self.core.resolve(name, self.table.known(name)).await?;
-        let entry = self.table.enter::<C>(name, answer, |route| {
-            let routes: Arc<dyn Routes> = Arc::new(Arc::clone(&self.core));
-            let tenant = route.tenant();
-            self.connector.handle(tenant, TenantRoute::new(tenant.id, routes))
-        })?;
-        match &entry.handle {
-            // Closed meanwhile: the entry must not outlive the table's clearance.
-            Some(_) if self.core.is_closed() => Err(ErrorKind::Closed.into()),
-            Some(handle) => Ok(handle.clone()),
-            None => Err(ErrorKind::Inactive {
-                status: entry.route.tenant().status,
-            }
-            .into()),
+        let entry = self.core.resolve(name).await?;
+        if self.core.known.is_closed() {
+            return Err(ErrorKind::Closed.into());
         }
+        entry.handle(|tenant| {
+            let route = TenantRoute::new(tenant.id, Arc::clone(&self.routes));
+            self.connector.handle(tenant, route)
+        })
     }
 
     async fn invalidate(&self, tenant: TenantId) {
-        self.core.invalidate(tenant);
+        self.core.known.invalidate(tenant);
     }
 
     async fn close(&self, deadline: Duration) {
-        self.core.close();
-        self.table.clear();
+        self.core.known.close();
         self.connector.close(deadline).await;
     }
 
     fn stats(&self) -> RouterStats {
         self.core
             .counters
-            .snapshot(self.core.cached(), self.connector.stats())
+            .snapshot(self.core.known.tenants(), self.connector.stats())
     }
 }
 
 impl<C: Connector> Debug for Router<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Router")
-            .field("tenants", &self.core.cached())
+            .field("tenants", &self.core.known.tenants())
             .field("connector", &self.connector)
             .finish_non_exhaustive()
     }

@@ -8,19 +8,21 @@ use crate::error::{Error, ErrorKind};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheOptions {
-    /// For how long a route is served without asking. 30 s by default: a change that nobody announced acts within it,
-    /// and a tenant in steady use costs the control plane two queries a minute and process.
+    /// For how long a route is served without asking, to within a tenth of a second. 30 s by default: a change that
+    /// nobody announced acts within it, and a tenant in steady use costs the control plane two queries a minute and
+    /// process.
     pub fresh_for: Duration,
-    /// For how long an open tenant's route is served when the control plane cannot be asked. 24 h by default: an outage
-    /// of the control plane is not an outage of the tenants.
+    /// For how long an open tenant's route is served when the control plane cannot tell, counted from when it last
+    /// could. 24 h by default: an outage of the control plane is not an outage of the tenants.
     pub stale_for: Duration,
-    /// How soon the control plane is asked again while it cannot be. 1 s by default: callers do not wait for a dead
-    /// server one after the other.
+    /// How soon the control plane is asked again about a tenant whose cached route is served because it could not be.
+    /// 1 s by default: those callers do not wait for a dead server one after the other. A tenant that is not cached has
+    /// nothing to be served with, and is asked for each time.
     pub retry_after: Duration,
     /// For how long an unknown name stays unknown, less a random quarter. 3 s by default: enough to take the load off a
     /// host that is being scanned, short enough for a tenant who has just signed up elsewhere.
     pub unknown_for: Duration,
-    /// How many unknown names are remembered. 10,000 by default, about 2 MiB.
+    /// How many unknown names are remembered; the least recently used make room. 10,000 by default, about 2 MiB.
     pub unknown_names: u64,
     /// How long one query to the control plane may take. 2 s by default.
     pub load_timeout: Duration,
@@ -54,10 +56,24 @@ impl CacheOptions {
         self
     }
 
+    /// The same with another pause before a control plane that could not tell is asked again.
+    #[must_use]
+    pub const fn retry_after(mut self, time: Duration) -> Self {
+        self.retry_after = time;
+        self
+    }
+
     /// The same with another time for an unknown name.
     #[must_use]
     pub const fn unknown_for(mut self, time: Duration) -> Self {
         self.unknown_for = time;
+        self
+    }
+
+    /// The same with another number of unknown names to remember.
+    #[must_use]
+    pub const fn unknown_names(mut self, names: u64) -> Self {
+        self.unknown_names = names;
         self
     }
 

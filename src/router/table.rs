@@ -1,178 +1,150 @@
-//! The table of the warm path: from a name to a handle with two loads and a comparison.
+//! The table of the warm path: from a name to a handle without a lock.
 
-use std::{
-    hash::Hash,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, OnceLock};
 
-use foldhash::fast::RandomState;
-use papaya::{Compute, HashMap, Operation};
-
-use super::core::Answer;
+use super::sync::Map;
 use crate::{
-    connector::{Connector, Route},
+    connector::Route,
     error::Error,
-    tenant::{Access, Domain, Slug, TenantId, TenantRef, Version},
+    tenant::{Domain, Slug, Tenant, TenantId, TenantName, TenantRef, Version},
 };
 
-/// How many names are entered between two clearances of those that lead nowhere any more.
-const SWEEP_EVERY: usize = 4_096;
-
-/// A route with its handle. All names of a tenant share it.
+/// A route with the handle that is made of it. All names of a tenant share it.
 pub(super) struct Entry<H> {
     pub(super) route: Arc<Route>,
-    /// `None` for a tenant whose status lets nothing through.
-    pub(super) handle: Option<H>,
+    /// Made by the first caller that wants it. A connector that has none to give is not asked again.
+    handle: OnceLock<Result<H, Error>>,
 }
 
-struct Bound<H> {
-    entry: Arc<Entry<H>>,
-    name_version: Option<Version>,
+impl<H: Clone> Entry<H> {
+    pub(super) const fn new(route: Arc<Route>) -> Self {
+        Self {
+            route,
+            handle: OnceLock::new(),
+        }
+    }
+
+    /// The handle, made now if it was not, or why there is none.
+    pub(super) fn handle(&self, make: impl FnOnce(&Tenant) -> Result<H, Error>) -> Result<H, Error> {
+        self.route.check_open()?;
+        self.handle.get_or_init(|| make(self.route.tenant())).clone()
+    }
+
+    #[inline]
+    fn fresh_handle(&self, now: u64) -> Option<H> {
+        if !self.route.is_fresh(now) {
+            return None;
+        }
+        self.handle.get()?.as_ref().ok().cloned()
+    }
 }
 
+/// What a slug or domain leads to.
+pub(super) struct Named<H> {
+    pub(super) entry: Arc<Entry<H>>,
+    /// The version of the name, which rises when it changes hands.
+    pub(super) version: Option<Version>,
+}
+
+/// Entries by name. Written under the lock of [`Known`](super::known::Known) alone, read by anybody at any time.
 pub(super) struct Table<H> {
-    ids: HashMap<TenantId, Arc<Entry<H>>, RandomState>,
-    slugs: HashMap<Slug, Bound<H>, RandomState>,
-    domains: HashMap<Domain, Bound<H>, RandomState>,
-    /// Held while an entry is made, so that a route gets one handle. Counts the names entered since the last clearance.
-    making: Mutex<usize>,
+    ids: Map<TenantId, Arc<Entry<H>>>,
+    slugs: Map<Slug, Named<H>>,
+    domains: Map<Domain, Named<H>>,
 }
 
 impl<H: Clone> Table<H> {
     pub(super) fn new() -> Self {
         Self {
-            ids: HashMap::with_hasher(RandomState::default()),
-            slugs: HashMap::with_hasher(RandomState::default()),
-            domains: HashMap::with_hasher(RandomState::default()),
-            making: Mutex::new(0),
+            ids: Map::new(),
+            slugs: Map::new(),
+            domains: Map::new(),
         }
     }
 
-    /// The handle of a name whose route is fresh.
+    /// The handle of a name whose route is fresh, if somebody has made it.
+    #[inline]
     pub(super) fn handle(&self, name: &TenantRef<'_>, now: u64) -> Option<H> {
-        fn fresh<H: Clone>(entry: &Entry<H>, now: u64) -> Option<H> {
-            if entry.route.is_fresh(now) {
-                entry.handle.clone()
-            } else {
-                None
-            }
-        }
         match *name {
-            TenantRef::Id(id) => fresh(self.ids.pin().get(&id)?, now),
-            TenantRef::Slug(slug) => fresh(&self.slugs.pin().get(slug)?.entry, now),
-            TenantRef::Domain(domain) => fresh(&self.domains.pin().get(domain)?.entry, now),
+            TenantRef::Id(id) => self.ids.read(&id, |entry| entry.fresh_handle(now))?,
+            TenantRef::Slug(slug) => self.slugs.read(slug, |named| named.entry.fresh_handle(now))?,
+            TenantRef::Domain(domain) => self.domains.read(domain, |named| named.entry.fresh_handle(now))?,
         }
     }
 
-    /// What a name led to the last time.
-    pub(super) fn known(&self, name: &TenantRef<'_>) -> Option<Answer> {
-        fn answer<H>(bound: &Bound<H>) -> Answer {
-            Answer {
-                route: Arc::clone(&bound.entry.route),
-                name_version: bound.name_version,
-            }
-        }
-        match *name {
-            TenantRef::Id(id) => {
-                let route = Arc::clone(&self.ids.pin().get(&id)?.route);
-                Some(Answer {
-                    route,
-                    name_version: None,
-                })
-            }
-            TenantRef::Slug(slug) => self.slugs.pin().get(slug).map(answer),
-            TenantRef::Domain(domain) => self.domains.pin().get(domain).map(answer),
+    /// The entry of a tenant.
+    pub(super) fn entry(&self, tenant: TenantId) -> Option<Arc<Entry<H>>> {
+        self.ids.read(&tenant, Arc::clone)
+    }
+
+    /// What a slug or domain leads to; of an id nothing is kept but the entry.
+    pub(super) fn named(&self, name: &TenantName) -> Option<Named<H>> {
+        match name {
+            TenantName::Id(_) => None,
+            TenantName::Slug(slug) => self.slugs.read(slug, Named::clone),
+            TenantName::Domain(domain) => self.domains.read(domain, Named::clone),
         }
     }
 
-    /// Enters what a name leads to, unless the name has changed hands since, and gives the entry.
-    pub(super) fn enter<C>(
-        &self,
-        name: &TenantRef<'_>,
-        answer: Answer,
-        make: impl FnOnce(&Arc<Route>) -> Result<C::Handle, Error>,
-    ) -> Result<Arc<Entry<H>>, Error>
-    where
-        C: Connector<Handle = H>,
-    {
-        let mut entered = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = self.entry::<C>(&answer.route, make)?;
-        let bound = || Bound {
-            entry: Arc::clone(&entry),
-            name_version: answer.name_version,
-        };
-        match *name {
-            TenantRef::Id(_) => {}
-            TenantRef::Slug(slug) => bind(&self.slugs, *slug, bound),
-            TenantRef::Domain(domain) => bind(&self.domains, domain.clone(), bound),
+    /// Makes an entry the one of its tenant.
+    pub(super) fn enter(&self, entry: Arc<Entry<H>>) {
+        self.ids.insert(entry.route.tenant().id, entry);
+    }
+
+    /// Lets a slug or domain lead to an entry.
+    pub(super) fn bind(&self, name: &TenantName, named: Named<H>) {
+        match name {
+            TenantName::Id(_) => {}
+            TenantName::Slug(slug) => self.slugs.insert(*slug, named),
+            TenantName::Domain(domain) => self.domains.insert(domain.clone(), named),
         }
-        *entered += 1;
-        if *entered >= SWEEP_EVERY {
-            *entered = 0;
-            self.sweep();
+    }
+
+    /// Lets a slug or domain lead nowhere.
+    pub(super) fn unbind(&self, name: &TenantName) {
+        match name {
+            TenantName::Id(_) => {}
+            TenantName::Slug(slug) => self.slugs.remove(slug),
+            TenantName::Domain(domain) => self.domains.remove(domain),
         }
-        Ok(entry)
+    }
+
+    /// Removes the entry of a route that was retired, and every name that still leads to it: those of its record, since
+    /// no other is ever bound to it.
+    pub(super) fn forget(&self, route: &Arc<Route>) {
+        let tenant = route.tenant();
+        let same = |entry: &Arc<Entry<H>>| Arc::ptr_eq(&entry.route, route);
+        if self.ids.read(&tenant.id, same) == Some(true) {
+            self.ids.remove(&tenant.id);
+        }
+        if self.slugs.read(&tenant.slug, |named| same(&named.entry)) == Some(true) {
+            self.slugs.remove(&tenant.slug);
+        }
+        for domain in &tenant.domains {
+            if self.domains.read(domain, |named| same(&named.entry)) == Some(true) {
+                self.domains.remove(domain);
+            }
+        }
     }
 
     pub(super) fn clear(&self) {
-        self.ids.pin().clear();
-        self.slugs.pin().clear();
-        self.domains.pin().clear();
+        self.ids.clear();
+        self.slugs.clear();
+        self.domains.clear();
     }
 
-    /// The entry of a route; made if it is the first time that this route is seen.
-    fn entry<C>(
-        &self,
-        route: &Arc<Route>,
-        make: impl FnOnce(&Arc<Route>) -> Result<C::Handle, Error>,
-    ) -> Result<Arc<Entry<H>>, Error>
-    where
-        C: Connector<Handle = H>,
-    {
-        let ids = self.ids.pin();
-        if let Some(entry) = ids
-            .get(&route.tenant().id)
-            .filter(|entry| Arc::ptr_eq(&entry.route, route))
-        {
-            return Ok(Arc::clone(entry));
-        }
-        let handle = match route.access() {
-            Access::Refused => None,
-            Access::Read | Access::ReadWrite => Some(make(route)?),
-        };
-        let entry = Arc::new(Entry {
-            route: Arc::clone(route),
-            handle,
-        });
-        // A route that was overtaken serves those who waited for it, and is not kept in the place of a newer one.
-        if !route.is_retired() {
-            ids.insert(route.tenant().id, Arc::clone(&entry));
-        }
-        Ok(entry)
-    }
-
-    fn sweep(&self) {
-        self.ids.pin().retain(|_, entry| !entry.route.is_retired());
-        self.slugs
-            .pin()
-            .retain(|_, bound| !bound.entry.route.is_retired());
-        self.domains
-            .pin()
-            .retain(|_, bound| !bound.entry.route.is_retired());
+    /// How many names of all kinds it holds.
+    #[cfg(all(test, biplane_shuttle))]
+    pub(super) fn names(&self) -> usize {
+        self.ids.len() + self.slugs.len() + self.domains.len()
     }
 }
 
-/// Binds a name, unless it is bound by a higher version of the name to a route that still stands.
-fn bind<K: Hash + Eq, H>(names: &HashMap<K, Bound<H>, RandomState>, name: K, bound: impl Fn() -> Bound<H>) {
-    let names = names.pin();
-    let _: Compute<'_, K, Bound<H>, ()> = names.compute(name, |current| {
-        let new = bound();
-        match current {
-            _ if new.entry.route.is_retired() => Operation::Abort(()),
-            Some((_, old)) if !old.entry.route.is_retired() && old.name_version > new.name_version => {
-                Operation::Abort(())
-            }
-            _ => Operation::Insert(new),
+impl<H> Clone for Named<H> {
+    fn clone(&self) -> Self {
+        Self {
+            entry: Arc::clone(&self.entry),
+            version: self.version,
         }
-    });
+    }
 }

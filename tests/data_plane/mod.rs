@@ -230,9 +230,12 @@ impl Watch {
         self.count("xact_start is not null").await
     }
 
+    /// The sessions that count against a cap.
     pub async fn pids(&mut self) -> BTreeSet<i32> {
         let pids: Vec<i32> = sqlx::query_scalar(
-            "select pid from pg_stat_activity where datname = any($1) and backend_type = 'client backend'",
+            "select pid from pg_stat_activity
+             where datname = any($1) and backend_type = 'client backend'
+                and application_name not like '%(reserved)'",
         )
         .bind(&self.databases)
         .fetch_all(&mut self.connection)

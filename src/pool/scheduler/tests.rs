@@ -298,7 +298,7 @@ impl World {
         !stack.drained
             && !self.closed
             && generation == stack.generation
-            && !(overtakes && self.closing() < self.hunger())
+            && (!overtakes || self.closing() >= self.hunger())
     }
 
     fn put(&mut self, id: StackId, was: Phase, generation: Generation, kept: bool, actions: &mut Actions) {
@@ -490,7 +490,7 @@ fn who_leaves_is_told_what_was_missing() {
     let mut scheduler: Scheduler<Connection, u64> = Scheduler::new(2, 20);
     let (one, two) = (scheduler.add_stack(1, 0), scheduler.add_stack(5, 0));
     let mut actions = Actions::new();
-    let mut wait = |scheduler: &mut Scheduler<_, _>, id| match scheduler.wait(id, 0, &mut Actions::new()) {
+    let wait = |scheduler: &mut Scheduler<_, _>, id| match scheduler.wait(id, 0, &mut Actions::new()) {
         Ok(Offer::Place(place)) => place,
         other => panic!("{other:?}"),
     };

@@ -1,0 +1,116 @@
+//! Measuring two things against each other on a machine that does other things besides.
+
+use std::{
+    hint::black_box,
+    sync::Barrier,
+    time::{Duration, Instant},
+};
+
+/// Something to be held against a goal.
+pub(crate) struct Claim {
+    /// `ours/peer`, or what is counted.
+    pub(crate) name: &'static str,
+    pub(crate) goal: Goal,
+    /// Measures; called only for a claim that is wanted.
+    pub(crate) measure: Box<dyn FnOnce() -> f64>,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Goal {
+    RatioAtMost(f64),
+    RatioAtLeast(f64),
+    CountAtMost(u64),
+}
+
+impl Claim {
+    pub(crate) fn new(name: &'static str, goal: Goal, measure: impl FnOnce() -> f64 + 'static) -> Self {
+        Self {
+            name,
+            goal,
+            measure: Box::new(measure),
+        }
+    }
+
+    /// Measures, prints the line, and says whether the goal was met.
+    #[expect(clippy::print_stdout, reason = "the lines are what this program is for")]
+    pub(crate) fn check(self) -> bool {
+        let Self { name, goal, measure } = self;
+        let measured = measure();
+        let met = match goal {
+            Goal::RatioAtMost(most) => {
+                println!("ratio {name} {measured:.2} <={most}");
+                measured <= most
+            }
+            Goal::RatioAtLeast(least) => {
+                println!("ratio {name} {measured:.2} >={least}");
+                measured >= least
+            }
+            Goal::CountAtMost(most) => {
+                println!("count {name} {measured} <={most}");
+                measured <= most as f64
+            }
+        };
+        if !met {
+            println!("      missed");
+        }
+        met
+    }
+}
+
+/// Rounds of a comparison. The median of as many is steady to a hundredth or two on a busy machine of two cores.
+const ROUNDS: usize = 301;
+
+/// How many times as long the first takes as the second.
+///
+/// Each is run in turn for a short round, and each round gives a ratio of its own, so that whatever slows the machine
+/// down for longer than a round slows both. The median leaves out the rounds that were disturbed in the middle.
+pub(crate) fn ratio(mut first: impl FnMut() -> Duration, mut second: impl FnMut() -> Duration) -> f64 {
+    // The first rounds fill caches and let the clock of the processor rise.
+    for _ in 0..10 {
+        black_box((first(), second()));
+    }
+    let mut ratios: Vec<f64> = (0..ROUNDS)
+        .map(|round| {
+            // Neither always goes first.
+            let (a, b) = if round % 2 == 0 {
+                let a = first();
+                (a, second())
+            } else {
+                let b = second();
+                (first(), b)
+            };
+            a.as_secs_f64() / b.as_secs_f64()
+        })
+        .collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios[ROUNDS / 2]
+}
+
+/// The time that `work` takes.
+pub(crate) fn time(work: impl FnOnce()) -> Duration {
+    let begun = Instant::now();
+    work();
+    begun.elapsed()
+}
+
+/// The time that `threads` take which do the same work at once.
+pub(crate) fn time_on(threads: usize, work: impl Fn() + Sync) -> Duration {
+    let ready = Barrier::new(threads);
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    ready.wait();
+                    let begun = Instant::now();
+                    work();
+                    begun.elapsed()
+                })
+            })
+            .collect();
+        running
+            .into_iter()
+            .map(|thread| thread.join().expect("the work does not panic"))
+            .max()
+            .expect("there is a thread")
+    })
+}
