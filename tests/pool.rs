@@ -333,6 +333,30 @@ async fn a_dead_server_is_reported_at_once_and_the_pool_recovers_by_itself() {
 }
 
 #[tokio::test]
+async fn a_dead_server_keeps_no_permit_from_the_others() {
+    let (dying, living) = (Cluster::start().await.unwrap(), shared().await);
+    let world = World::new(&dying);
+    let here = world.tenant().await;
+    let database = format!("neighbour_{}", std::process::id());
+    living.create_database(&database).await.unwrap();
+    let wish = Wish {
+        server: Some(living.server(&database)),
+        credential: Some(living.superuser()),
+        ..Wish::default()
+    };
+    let there = world.tenant_on("neighbour", &database, wish).await;
+    let mut options = options(1);
+    options.leak_after = LIMIT;
+    let biplane = world.biplane(options);
+    let here = biplane.route(&here.slug).await.unwrap();
+    let there = biplane.route(&there.slug).await.unwrap();
+    backend(&here).await;
+    dying.kill().await.unwrap();
+    let (_, took) = timed(backend(&there)).await;
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+#[tokio::test]
 async fn a_hundred_callers_of_a_dead_server_all_hear_of_it() {
     let cluster = Cluster::start().await.unwrap();
     let world = World::new(&cluster);

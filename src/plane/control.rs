@@ -80,6 +80,7 @@ impl ControlDb {
             application_name: options.application_name,
             database_id: None,
             access: Access::ReadWrite,
+            turn: tokio::sync::Mutex::default(),
         };
         let stack = pool.stack(dial, cap, 0)?;
         Ok(Self::new(Arc::new(ControlLease { pool, stack })))

@@ -54,7 +54,8 @@ impl Lent {
     /// Whether a single statement needs a transaction around it: because it must not write, or because the session
     /// settings that it relies on last no longer than a transaction.
     pub(super) fn wraps(&self) -> bool {
-        !self.owns_session() || !self.may_be_handed_over()
+        !self.owns_session()
+            || !(self.may_be_handed_over() || cfg!(biplane_mutant = "read_only_tenants_are_not_wrapped"))
     }
 
     /// Whether whoever gets the bare connection writes only if the tenant may.
@@ -162,7 +163,8 @@ impl Lent {
     }
 
     async fn start(&mut self, mut statement: Statement) -> sqlx::Result<Statement> {
-        if !self.checkout.dial().keeps_statements() {
+        if !self.checkout.dial().keeps_statements() && !cfg!(biplane_mutant = "names_collide_behind_poolers")
+        {
             statement.run_unnamed();
         }
         let protocol = statement.protocol();

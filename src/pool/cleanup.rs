@@ -10,7 +10,10 @@ use sqlx::{
     postgres::{PgConnection, PgTransactionManager},
 };
 use sqlx_core::transaction::TransactionManager;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::{MutexGuard, SemaphorePermit},
+    time::{Instant, sleep, timeout},
+};
 
 use super::{
     Shared,
@@ -145,15 +148,18 @@ async fn reset(physical: &mut Physical, state: State) -> sqlx::Result<()> {
     while PgTransactionManager::get_transaction_depth(connection) > 0 {
         PgTransactionManager::rollback(connection).await?;
     }
-    if state.in_transaction && !counted {
+    if state.in_transaction && !counted && !cfg!(biplane_mutant = "begins_cut_short_are_believed") {
         // A BEGIN that was cut short: sqlx does not know of it.
         connection.execute("rollback").await?;
     }
     if state.altered {
         connection.clear_cached_statements().await?;
         discard_all(connection).await?;
-        let backend = physical.dial.settle(connection).await?;
-        if backend != physical.backend {
+        let settled = physical.dial.settle(connection).await;
+        if cfg!(biplane_mutant = "any_answer_will_do") {
+            return Ok(());
+        }
+        if settled? != physical.backend {
             return Err(sqlx::Error::Protocol("the answer of another backend".into()));
         }
     }
@@ -201,6 +207,7 @@ pub(super) async fn end(shared: &Shared, physical: Physical) {
     let dial = Arc::clone(&physical.dial);
     let backend = physical.backend;
     let (connection, permit) = physical.part();
+    let permit = (!cfg!(biplane_mutant = "permits_end_early")).then_some(permit);
     end_backend(shared, &dial, backend, connection).await;
     drop(permit);
 }
@@ -258,6 +265,9 @@ pub(super) async fn end_lent(shared: &Shared) {
             None => lent.push((Arc::clone(&one.dial), vec![backend])),
         }
     }
+    if cfg!(biplane_mutant = "close_waits_for_ever") {
+        lent.clear();
+    }
     let ended = lent
         .iter()
         .map(|(dial, backends)| see_off(shared, dial, TERMINATE, backends));
@@ -267,7 +277,8 @@ pub(super) async fn end_lent(shared: &Shared) {
 /// A connection beyond the cap, for moments.
 struct Reserved<'a> {
     connection: PgConnection,
-    _permit: tokio::sync::SemaphorePermit<'a>,
+    _permit: SemaphorePermit<'a>,
+    _turn: MutexGuard<'a, ()>,
 }
 
 /// Why there is none.
@@ -279,12 +290,14 @@ enum Unreserved {
 }
 
 impl<'a> Reserved<'a> {
-    async fn open(shared: &'a Shared, dial: &Dial) -> Result<Self, Unreserved> {
+    async fn open(shared: &'a Shared, dial: &'a Dial) -> Result<Self, Unreserved> {
+        let turn = dial.turn.lock().await;
         let permit = shared.reserved.acquire().await.expect("never closed");
         match dial.connect(Purpose::Reserved, &shared.options).await {
             Ok(dialed) => Ok(Self {
                 connection: dialed.connection,
                 _permit: permit,
+                _turn: turn,
             }),
             Err(not) if not.answered => Err(Unreserved::Refused),
             Err(_) => Err(Unreserved::Unreachable),

@@ -209,7 +209,9 @@ impl Checkout {
             Damage::Gone => {
                 self.state.health = Health::Gone;
                 // What ended this session, such as a restart of the server, has ended those at rest as well.
-                self.shared.purge(self.stack);
+                if !cfg!(biplane_mutant = "dead_connections_rest_on") {
+                    self.shared.purge(self.stack);
+                }
             }
         }
     }
@@ -249,7 +251,7 @@ impl Checkout {
     }
 
     async fn check_and_commit(&mut self) -> sqlx::Result<()> {
-        if self.state.may_have_failed {
+        if self.state.may_have_failed && !cfg!(biplane_mutant = "failed_transactions_commit") {
             // A failed transaction refuses even this with 25P02.
             self.connection().execute("select").await?;
         }
@@ -271,7 +273,7 @@ impl Checkout {
     /// ended does not matter to the caller, unless the connection went with it.
     async fn be_busy(&mut self) -> sqlx::Result<()> {
         let abandoned = std::mem::replace(&mut self.state.busy, true);
-        if abandoned {
+        if abandoned && !cfg!(biplane_mutant = "given_up_answers_are_left") {
             self.state.may_have_failed = true;
             if let Err(error) = catch_up(self.connection()).await {
                 self.fail(&error);
@@ -333,7 +335,7 @@ impl Drop for Checkout {
             locked(&shared.lent).remove(&number);
         }
         if let Some(physical) = self.physical.take() {
-            if self.state.is_clean() {
+            if self.state.is_clean() || cfg!(biplane_mutant = "returned_as_it_is") {
                 give_back(shared, self.stack, physical);
             } else {
                 shared.counters.rescued.fetch_add(1, Relaxed);

@@ -477,7 +477,7 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if self.permit.is_some() {
+        if self.permit.is_some() && !cfg!(biplane_mutant = "lost_attempts_are_forgotten") {
             self.report(ErrorKind::Internal.into());
         }
     }

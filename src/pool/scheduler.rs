@@ -165,7 +165,9 @@ impl<C: Rest, W> Scheduler<C, W> {
         caller: W,
         actions: &mut Vec<Action<C, W>>,
     ) -> Result<Offer<C>, Refusal> {
-        if let Some(connection) = self.take(id) {
+        if !cfg!(biplane_mutant = "wake_ups_are_lost")
+            && let Some(connection) = self.take(id)
+        {
             return Ok(Offer::Connection(connection));
         }
         let number = self.tick();
@@ -218,13 +220,20 @@ impl<C: Rest, W> Scheduler<C, W> {
         let wanted_elsewhere = self.closing < self.hunger;
         let first = stack.waiting.first_key_value().map(|(number, _)| *number);
         let overtakes = |number| self.starving.first().is_some_and(|(oldest, _)| *oldest < number);
-        let of_no_use = self.closed || stack.draining || connection.generation() < stack.generation;
+        let of_no_use = self.closed
+            || stack.draining
+            || (connection.generation() < stack.generation && !cfg!(biplane_mutant = "old_logins_are_lent"));
         match first {
             _ if of_no_use => self.close(connection, actions),
             Some(number) if wanted_elsewhere && overtakes(number) => self.close(connection, actions),
             None if wanted_elsewhere => self.close(connection, actions),
             None => {
-                stack.rest.push(connection);
+                let at = if cfg!(biplane_mutant = "first_in_first_out") {
+                    0
+                } else {
+                    stack.rest.len()
+                };
+                stack.rest.insert(at, connection);
                 self.resting += 1;
             }
             Some(_) => {
@@ -387,7 +396,7 @@ impl<C: Rest, W> Scheduler<C, W> {
     /// Restores the invariant after a change to one stack: whoever can be served is being served.
     fn settle(&mut self, id: StackId, actions: &mut Vec<Action<C, W>>) {
         self.note_hunger(id);
-        while self.permits < self.cap {
+        while self.permits < self.cap + u32::from(cfg!(biplane_mutant = "one_over_the_cap")) {
             let Some(&(_, hungry)) = self.starving.first() else {
                 break;
             };

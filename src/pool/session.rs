@@ -51,7 +51,8 @@ pub(super) fn may_alter(sql: &str, protocol: Protocol) -> bool {
         .unwrap_or(text.len());
     let plain = PLAIN.iter().any(|word| text[..end].eq_ignore_ascii_case(word));
     let several = || protocol == Protocol::Simple && text.trim_end().trim_end_matches(';').contains(';');
-    !plain || several() || SUSPECT.iter().any(|word| contains_ignoring_case(text, word))
+    let unseen = cfg!(biplane_mutant = "sessions_are_never_altered");
+    !unseen && (!plain || several() || SUSPECT.iter().any(|word| contains_ignoring_case(text, word)))
 }
 
 /// The statement without the blanks, comments and parentheses before its first word.
