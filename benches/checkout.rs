@@ -35,7 +35,9 @@ const ROUNDS: usize = 201;
 
 fn main() -> Result<ExitCode, Failure> {
     // As a service runs: one of two threads has the network, the other the server has for itself.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let met = runtime.block_on(measure())?;
     Ok(ExitCode::from(u8::from(!met)))
 }
@@ -43,7 +45,10 @@ fn main() -> Result<ExitCode, Failure> {
 async fn measure() -> Result<bool, Failure> {
     let cluster = Cluster::start().await?;
     cluster
-        .sql("postgres", "create table counter (n bigint); insert into counter values (0)")
+        .sql(
+            "postgres",
+            "create table counter (n bigint); insert into counter values (0)",
+        )
         .await?;
     let superuser = cluster.superuser();
     let control = MemoryControl::new();
@@ -51,7 +56,10 @@ async fn measure() -> Result<bool, Failure> {
     let db = handle(&cluster, &superuser, &control, &credentials).await?;
     let options = peer_options(&cluster, &superuser);
     let mut held = options.clone().connect().await?;
-    let pool: PgPool = PgPoolOptions::new().max_connections(10).connect_with(options).await?;
+    let pool: PgPool = PgPoolOptions::new()
+        .max_connections(10)
+        .connect_with(options)
+        .await?;
 
     let mut met = true;
     let ratio = ratio(
@@ -111,7 +119,11 @@ fn peer_options(cluster: &Cluster, superuser: &Credential) -> PgConnectOptions {
         .host(&endpoint.host)
         .port(endpoint.port)
         .username(superuser.username())
-        .password(superuser.password().map_or("", |password| password.expose_secret()))
+        .password(
+            superuser
+                .password()
+                .map_or("", |password| password.expose_secret()),
+        )
         .database("postgres")
         .ssl_mode(PgSslMode::Disable)
         .disable_statement_logging()
