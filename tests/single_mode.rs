@@ -3,13 +3,14 @@
 
 mod control;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use biplane::{
     Biplane,
     keyring::{KeyMaterial, KeyState, Keyring},
     plane::{ControlDb, ControlExecutor, ControlOptions, DataSchema, RoleName, TenantDb, TenantExecutor},
     repository::{Actor, ControlSchema, Grants, NewTenant, PgTenantAdmin, TenantAdmin},
+    router::CacheOptions,
     settings::{Mode, Settings},
     tenant::{DataSourceId, DatabaseId, Slug, Tenant, TenantStatus},
 };
@@ -88,8 +89,11 @@ async fn start(settings: &Settings) -> Running {
     let control = ControlDb::connect(ControlOptions::from_settings(settings)).unwrap();
     let key = KeyMaterial::generate().unwrap();
     let keyring = Keyring::builder().key(key, KeyState::Primary).build().unwrap();
+    // A busy machine may keep an answer waiting for longer than a service would.
+    let patient = CacheOptions::default().load_timeout(Duration::from_secs(60));
     let biplane = Biplane::from_settings(settings, keyring)
         .unwrap()
+        .cache(patient)
         .build()
         .unwrap();
 

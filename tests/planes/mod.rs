@@ -11,6 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -24,7 +25,7 @@ use biplane::{
         Actor, CredentialSlot, Found, MemoryControl, NewSource, NewTenant, Page, TenantAdmin,
         TenantRepository,
     },
-    router::Builder,
+    router::{Builder, CacheOptions},
     secret::Credential,
     tenant::{
         DataSource, DataSourceId, DatabaseId, Location, Role, Slug, Tenant, TenantId, TenantRef, TenantStatus,
@@ -107,7 +108,9 @@ impl Planes {
     }
 
     pub(crate) fn builder_with(&self, keyring: Keyring) -> Builder<PgConnectorOptions> {
-        Biplane::postgres(self.tenants.clone(), keyring)
+        // A busy machine may keep an answer waiting for longer than a service would.
+        let patient = CacheOptions::default().load_timeout(Duration::from_secs(60));
+        Biplane::postgres(self.tenants.clone(), keyring).cache(patient)
     }
 
     pub(crate) fn biplane(&self) -> Biplane {

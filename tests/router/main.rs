@@ -7,6 +7,7 @@ mod freshness;
 mod herd;
 mod invalidation;
 mod memory;
+mod model;
 mod names;
 mod statistics;
 mod status;
