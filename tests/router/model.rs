@@ -94,6 +94,9 @@ struct Asked {
     served: [u64; TENANTS],
 }
 
+/// Who asked for what, at which moment, and waits for the answer.
+type Waiting = (TenantName, Asked, JoinHandle<Result<Record, Error>>);
+
 struct Model {
     world: Gated,
     options: CacheOptions,
@@ -103,7 +106,7 @@ struct Model {
     now: Asked,
     last_failure: Option<u64>,
     air: Vec<Under>,
-    callers: Vec<(TenantName, Asked, JoinHandle<Result<Record, Error>>)>,
+    callers: Vec<Waiting>,
 }
 
 /// A query under way.
