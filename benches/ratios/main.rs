@@ -1,6 +1,7 @@
 //! Each claim about speed, as a ratio against the peer that it names, on the same work in the same run.
 //!
-//! `cargo bench --bench ratios`. One line for each claim:
+//! `cargo bench --bench ratios`, with `--features testing` for those that need a Postgres server, which they start for
+//! themselves. One line for each claim:
 //!
 //! ```text
 //! ratio <ours>/<peer> <measured> <=<goal>      how many times the peer's time; >= where a peer is to be slower
@@ -11,6 +12,8 @@
 //!
 //! A claim is a function of a module of this folder; [`CLAIMS`] lists them.
 
+#[cfg(all(feature = "postgres", feature = "testing"))]
+mod checkout;
 mod keyring;
 mod measure;
 #[expect(dead_code, reason = "route_hit measures peers that no claim names")]
@@ -22,7 +25,12 @@ use std::process::ExitCode;
 
 use measure::Claim;
 
-const CLAIMS: &[&[fn() -> Claim]] = &[route_hit::CLAIMS, keyring::CLAIMS];
+const CLAIMS: &[&[fn() -> Claim]] = &[
+    route_hit::CLAIMS,
+    keyring::CLAIMS,
+    #[cfg(all(feature = "postgres", feature = "testing"))]
+    checkout::CLAIMS,
+];
 
 fn main() -> ExitCode {
     // Cargo adds options of its own, such as `--bench`.

@@ -29,6 +29,10 @@ const REAP_EVERY: Duration = Duration::from_secs(1);
 /// How often a backend that is being ended is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+/// How often a backend is looked for in a row. One that takes its time must not keep the connection beyond the cap from
+/// those who want to cancel something.
+const LOOKS: u32 = 20;
+
 /// How often a server is asked again that would not be asked.
 const RETRY_EVERY: Duration = Duration::from_millis(100);
 
@@ -239,13 +243,17 @@ async fn see_off(shared: &Shared, dial: &Dial, mut question: &'static str, backe
     loop {
         match Reserved::open(shared, dial).await {
             Ok(mut reserved) => {
-                while let Ok(left) = reserved.count(question, backends).await {
+                for _ in 0..LOOKS {
+                    let Ok(left) = reserved.count(question, backends).await else {
+                        break;
+                    };
                     if left == 0 {
                         return reserved.close(shared).await;
                     }
                     question = PRESENT;
                     sleep(LOOK_EVERY).await;
                 }
+                reserved.close(shared).await;
             }
             // A server that cannot be reached has no backend of ours, as far as anybody can tell.
             Err(Unreserved::Unreachable) => return,

@@ -9,7 +9,10 @@
 
 use std::{
     collections::BTreeSet,
+    future::poll_fn,
+    pin::pin,
     sync::atomic::{AtomicU32, Ordering},
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -320,4 +323,22 @@ pub fn through(mut server: Server, pooler: Pooler, endpoint: biplane::tenant::En
     server.endpoints = vec![endpoint];
     server.pooler = pooler;
     server
+}
+
+/// Polls a future that many times and then drops it. `None` if it had not finished.
+pub async fn give_up_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    let mut left = polls;
+    poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        match future.as_mut().poll(context) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
 }

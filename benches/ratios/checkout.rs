@@ -1,0 +1,173 @@
+//! What a handle costs beside a connection that is held throughout, and beside sqlx's own pool, on a server of its own.
+
+use biplane::{
+    Biplane,
+    plane::TenantDb,
+    repository::{Actor, MemoryControl, MemoryCredentials, NewSource, NewTenant, TenantAdmin},
+    tenant::{Location, Role, Slug, TenantStatus},
+    testing::postgres::Cluster,
+};
+use secrecy::ExposeSecret;
+use sqlx::{
+    ConnectOptions, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions, PgSslMode},
+};
+use tokio::runtime::Runtime;
+
+use crate::measure::{Claim, Goal, ratio};
+
+pub(crate) const CLAIMS: &[fn() -> Claim] = &[
+    checkout_against_held,
+    pool_against_checkout,
+    transaction_against_pool,
+];
+
+/// Round trips in a round: some milliseconds.
+const TRIPS: usize = 50;
+
+const SELECT: &str = "select 1";
+const UPDATE: &str = "update counter set n = n + 1";
+
+fn checkout_against_held() -> Claim {
+    Claim::new("checkout/held", Goal::RatioAtMost(1.10), || {
+        let bench = Bench::start();
+        let mut held = bench.run(bench.peer.connect()).expect("the server is there");
+        ratio(
+            || {
+                bench.time(async || {
+                    sqlx::query(SELECT).execute(&bench.db).await?;
+                    Ok(())
+                })
+            },
+            || {
+                bench.time(async || {
+                    sqlx::query(SELECT).execute(&mut held).await?;
+                    Ok(())
+                })
+            },
+        )
+    })
+}
+
+/// With its defaults, under which it asks the server before each checkout.
+fn pool_against_checkout() -> Claim {
+    Claim::new("pgpool/checkout", Goal::RatioAtLeast(1.5), || {
+        let bench = Bench::start();
+        let pool = bench.pool();
+        ratio(
+            || {
+                bench.time(async || {
+                    sqlx::query(SELECT).execute(&pool).await?;
+                    Ok(())
+                })
+            },
+            || {
+                bench.time(async || {
+                    sqlx::query(SELECT).execute(&bench.db).await?;
+                    Ok(())
+                })
+            },
+        )
+    })
+}
+
+/// The goal is that of a fenced transaction, which has more to do in the round trip of its BEGIN.
+fn transaction_against_pool() -> Claim {
+    Claim::new("update_in_transaction/pgpool", Goal::RatioAtMost(0.85), || {
+        let bench = Bench::start();
+        let pool = bench.pool();
+        ratio(
+            || {
+                bench.time(async || {
+                    let mut tx = bench.db.begin().await?;
+                    sqlx::query(UPDATE).execute(&mut tx).await?;
+                    tx.commit().await
+                })
+            },
+            || {
+                bench.time(async || {
+                    let mut tx = pool.begin().await?;
+                    sqlx::query(UPDATE).execute(&mut *tx).await?;
+                    tx.commit().await
+                })
+            },
+        )
+    })
+}
+
+/// One thread, as far as the client goes: whatever is compared is done by the same one.
+struct Bench {
+    runtime: Runtime,
+    db: TenantDb,
+    peer: PgConnectOptions,
+    _cluster: Cluster,
+}
+
+impl Bench {
+    fn start() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime starts");
+        let (cluster, db) = runtime.block_on(server_and_handle()).expect("a server starts");
+        let (endpoint, superuser) = (cluster.endpoint(), cluster.superuser());
+        let peer = PgConnectOptions::new_without_pgpass()
+            .host(&endpoint.host)
+            .port(endpoint.port)
+            .username(superuser.username())
+            .password(
+                superuser
+                    .password()
+                    .map_or("", |password| password.expose_secret()),
+            )
+            .database("postgres")
+            .ssl_mode(PgSslMode::Disable)
+            .disable_statement_logging();
+        Self {
+            runtime,
+            db,
+            peer,
+            _cluster: cluster,
+        }
+    }
+
+    fn run<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    fn pool(&self) -> PgPool {
+        let options = PgPoolOptions::new().max_connections(10);
+        self.run(options.connect_with(self.peer.clone()))
+            .expect("the server is there")
+    }
+
+    fn time(&self, mut trip: impl AsyncFnMut() -> sqlx::Result<()>) -> std::time::Duration {
+        self.run(async {
+            let begun = std::time::Instant::now();
+            for _ in 0..TRIPS {
+                trip().await.expect("the server is there");
+            }
+            begun.elapsed()
+        })
+    }
+}
+
+async fn server_and_handle() -> Result<(Cluster, TenantDb), Box<dyn std::error::Error>> {
+    let cluster = Cluster::start().await?;
+    let table = "create table counter (n bigint); insert into counter values (0)";
+    cluster.sql("postgres", table).await?;
+    let control = MemoryControl::new();
+    let credentials = MemoryCredentials::new();
+    let by = Actor::new("bench", "measuring");
+    let new = NewSource::new("acme", Location::Server(cluster.server("postgres")));
+    let source = control.create_source(&by, new).await?;
+    credentials.set(source.id, Role::App, cluster.superuser());
+    let new = NewTenant::new(Slug::parse("acme")?, source.id);
+    let tenant = control.create(&by, new).await?;
+    control
+        .set_status(&by, tenant.id, tenant.version, TenantStatus::Active)
+        .await?;
+    let biplane = Biplane::postgres(control, credentials).build()?;
+    let db = biplane.route(tenant.id).await?;
+    Ok((cluster, db))
+}
