@@ -79,8 +79,6 @@ pub(crate) fn ratio(mut first: impl FnMut() -> Duration, mut second: impl FnMut(
                 let b = second();
                 (first(), b)
             };
-                eprintln!("{a:?} {b:?}");
-            }
             a.as_secs_f64() / b.as_secs_f64()
         })
         .collect();

@@ -40,7 +40,8 @@ impl Freshness {
 
     /// Never shortens, and does not bring back what was retired.
     pub(super) fn extend(&self, until: u64) {
-        let extended = |current: u64| (current != RETIRED).then(|| current.max(until));
+        let keeps = cfg!(biplane_mutant = "retired_comes_back");
+        let extended = |current: u64| (current != RETIRED || keeps).then(|| current.max(until));
         // It fails for what was retired, and for nothing else.
         let _ = self
             .until

@@ -75,8 +75,8 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
     ) -> Result<Joined<Arc<Entry<H>>>, Answer<H>> {
         let mut flights = self.flights();
         match self.settled(name, now) {
-            Some(settled) => Err(settled),
-            None => Ok(flights.join(name, max_workers)),
+            Some(settled) if !cfg!(biplane_mutant = "join_does_not_look_again") => Err(settled),
+            _ => Ok(flights.join(name, max_workers)),
         }
     }
 
@@ -175,7 +175,8 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         let stale_until = route
             .confirmed_at()
             .saturating_add(clock::millis(self.options.stale_for));
-        if route.access() == Access::Refused || now >= stale_until {
+        let refused = route.access() == Access::Refused && !cfg!(biplane_mutant = "closed_tenants_go_stale");
+        if refused || now >= stale_until {
             return None;
         }
         let retry_at = now.saturating_add(clock::millis(self.options.retry_after));
@@ -230,7 +231,7 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
             self.learn_unknown(name);
             return Err(ErrorKind::UnknownTenant.into());
         };
-        if !has_name(&resolved.record.tenant, name) {
+        if !has_name(&resolved.record.tenant, name) && !cfg!(biplane_mutant = "answers_are_not_checked") {
             return Err(Error::new(ErrorKind::Internal)
                 .detail("the repository answered for another name than it was asked"));
         }
@@ -269,6 +270,9 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
         known.forget(tenant);
         let route = Arc::new(Route::new(record, self.asked_at, fresh_until));
         let entry = Arc::new(Entry::new(Arc::clone(&route)));
+        if cfg!(biplane_mutant = "route_before_entry") {
+            known.routes.insert(tenant, Arc::clone(&route));
+        }
         // The entry comes first: a reader that finds the route must find the one entry that it has.
         if let Some(table) = known.table.upgrade() {
             table.enter(Arc::clone(&entry));
@@ -288,7 +292,9 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
                 return fresh.then_some(bound.entry).ok_or_else(outdated);
             }
         }
-        if !entry.route.is_retired() && !self.flights.is_name_overtaken(name, self.batch) {
+        let doubtful =
+            self.flights.is_name_overtaken(name, self.batch) && !cfg!(biplane_mutant = "late_name_is_bound");
+        if !entry.route.is_retired() && !doubtful {
             let named = Named {
                 entry: Arc::clone(&entry),
                 version,

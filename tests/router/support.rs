@@ -263,6 +263,11 @@ impl Call {
         self.answer_with(Err(ErrorKind::ControlPlaneUnavailable.into()));
     }
 
+    /// Whether it has run into its time limit.
+    pub(crate) fn is_over(&self) -> bool {
+        self.steps.is_closed()
+    }
+
     fn send(&self, step: Step) {
         // Nobody listens after the time limit.
         let _ = self.steps.send(step);
