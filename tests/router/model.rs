@@ -402,12 +402,12 @@ fn nth_domain(n: usize) -> Domain {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn whatever_happens_each_answer_is_explained_by_the_history(steps in steps()) {
         tokio::runtime::Builder::new_current_thread()
-            .enable_all()
+            .enable_time()
             .start_paused(true)
             .build()
             .unwrap()
