@@ -168,7 +168,7 @@ async fn the_program_runs_on_one_database() {
     assert_eq!(settings.mode(), Mode::Single);
     assert_eq!(deployment.control, deployment.data);
     assert_eq!(notes_in(&deployment.data).await, ["buy anvils"]);
-    running.biplane.close(std::time::Duration::from_secs(5)).await;
+    running.biplane.close(Duration::from_secs(5)).await;
 }
 
 #[tokio::test]
