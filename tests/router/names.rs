@@ -213,6 +213,22 @@ async fn of_two_answers_for_a_name_the_later_question_counts_whichever_comes_fir
 }
 
 #[tokio::test]
+async fn a_name_whose_answer_was_overtaken_leads_nowhere_until_it_is_asked_for_again() {
+    let world = gated();
+    let old = world.control.tenant("acme").await;
+    let new = world.control.tenant("other").await;
+    let first = world.caller(&slug("acme")).await;
+    let first_call = world.gate.call().await;
+    first_call.read().await;
+    world.control.renamed(old.id, "acme-old").await;
+    world.control.renamed(new.id, "acme").await;
+    world.biplane.invalidate(new.id).await;
+    first_call.answer();
+    assert_eq!(first.await.unwrap().unwrap().0.id, old.id);
+    assert_eq!(world.route(&slug("acme")).await.unwrap().0.id, new.id);
+}
+
+#[tokio::test]
 async fn a_repository_that_mixes_up_its_answers_leads_nobody_astray() {
     let world = gated();
     let acme = world.control.tenant("acme").await;
