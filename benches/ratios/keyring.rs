@@ -67,7 +67,7 @@ fn seal() -> Claim {
 }
 
 fn seal_to_text() -> Claim {
-    Claim::new("keyring_seal_text/aes_256_gcm", Goal::RatioAtMost(3.0), || {
+    Claim::new("keyring_seal_text/aes_256_gcm", Goal::RatioAtMost(2.5), || {
         let (keyring, context) = (keyring(), context());
         sealing_against_gcm(|| {
             let sealed = keyring.seal(black_box(&context), black_box(&[3; LENGTH]));
@@ -76,9 +76,10 @@ fn seal_to_text() -> Claim {
     })
 }
 
-/// Base64 in three parts, and no additional data.
+/// Base64 in three parts, and no additional data. Most of it is decoding: in constant time, because it is the decoder that
+/// keys are read with, and nothing opens legacy values often.
 fn legacy() -> Claim {
-    Claim::new("legacy_open/aes_256_gcm", Goal::RatioAtMost(3.3), || {
+    Claim::new("legacy_open/aes_256_gcm", Goal::RatioAtMost(4.5), || {
         let gcm = AesGcm::<Aes256, U16>::new(&Key::<Aes256>::from(KEY));
         let iv = [9; 16];
         let mut ciphertext = vec![3; LENGTH];
