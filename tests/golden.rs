@@ -138,6 +138,26 @@ fn recomputes_the_golden_envelopes(language: &Language) {
     assert_eq!(language.run("check", ""), "20 golden envelopes, 0 mismatches\n");
 }
 
+/// The page's own example, so that what it shows is what a stranger's program makes, too.
+fn makes_the_pages_worked_example(language: &Language) {
+    let page = include_str!("../src/manual/keyring_format.md");
+    let (_, section) = page.split_once("## Worked example").unwrap();
+    let value = |name: &str| -> String {
+        let (_, rest) = section.split_once(&format!("\n{name}  ")).unwrap();
+        let mut lines = rest.lines();
+        let first = lines.next().unwrap().trim();
+        let more = lines.take_while(|line| line.starts_with(' ')).map(str::trim);
+        std::iter::once(first).chain(more).collect()
+    };
+    let request = json!({
+        "key": value("key K"), "nonce": value("nonce N"),
+        "purpose": value("purpose"), "owner": value("owner id"), "field": value("field"),
+        "plaintext": value("plaintext"),
+    });
+    let expected = json!({"envelope": value("envelope"), "text": value("text")});
+    assert_eq!(language.answers("seal", &[request]), [expected]);
+}
+
 fn opens_what_the_crate_seals(language: &Language) {
     let (mut requests, mut expected) = (Vec::new(), Vec::new());
     for_each_case(|key, parts, plaintext| {
@@ -234,6 +254,7 @@ macro_rules! behaviours {
     };
     ($language:ident $(, $attribute:meta)?) => {
         behaviours!(@ recomputes_the_golden_envelopes $language $($attribute)?);
+        behaviours!(@ makes_the_pages_worked_example $language $($attribute)?);
         behaviours!(@ opens_what_the_crate_seals $language $($attribute)?);
         behaviours!(@ refuses_what_the_crate_refuses $language $($attribute)?);
         behaviours!(@ seals_what_the_crate_opens $language $($attribute)?);

@@ -68,6 +68,12 @@ impl Cipher {
         Self { aes, k1 }
     }
 
+    /// For the worked example, which shows it.
+    #[cfg(test)]
+    pub(super) fn k1(&self) -> &[u8; 16] {
+        &self.k1.0
+    }
+
     pub(super) fn message(&self, nonce: &[u8; NONCE_LEN]) -> MessageCipher {
         let mut key = Zeroizing::new([Block::default(); 2]);
         let mut commitment = [Block::default(); 2];
