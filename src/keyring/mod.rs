@@ -4,7 +4,10 @@
 //! writing to it does not let one tenant's value stand in for another's. Opening does no I/O, and happens only when a
 //! connection is made.
 //!
-//! - [`Keyring`]: the keys of a process, from a variable, a file or a builder.
+//! - [`Keyring`]: a snapshot of keys, from a variable, a file or a builder.
+//! - [`LiveKeyring`]: the keys of a running process, loaded from a [`KeySource`] and swapped while requests go on.
+//! - [`KeyringFile`]: the keys as they are written down, which a rotation edits step by step; wrapped by a key service
+//!   ([`KeyWrapper`]), where there is one.
 //! - [`Context`]: what a value is sealed for, and the only place where it opens.
 //! - [`Sealed`]: a sealed value, in bytes or as text for a column.
 //! - [`LegacyOpener`]: opens what an older system encrypted, so that it can be sealed anew.
@@ -22,20 +25,31 @@
 
 mod cipher;
 mod context;
+mod document;
 mod encoding;
 mod envelope;
 mod error;
+mod evidence;
+mod file;
+mod json;
 mod key;
 mod legacy;
+mod live;
 mod ring;
 mod seal;
 mod source;
 #[cfg(test)]
 mod worked_example;
+mod wrapper;
 
 pub use context::Context;
+pub use document::KeyringFile;
 pub use envelope::Sealed;
 pub use error::{KeyringError, SourceError};
+pub use evidence::{Distributed, Unused};
 pub use key::{KeyId, KeyIdError, KeyMaterial, KeyState, UnknownKeyState};
 pub use legacy::{LegacyEncoding, LegacyKey, LegacyOpener, LegacyPolicy, LegacyUse};
-pub use ring::{Keyring, KeyringBuilder};
+pub use live::{KeepFresh, KeyringHealth, LiveKeyring, Refreshed};
+pub use ring::{KeyStatus, Keyring, KeyringBuilder};
+pub use source::KeySource;
+pub use wrapper::{KeyWrapper, WrapperError};
