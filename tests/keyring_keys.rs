@@ -21,6 +21,14 @@ const ID: &str = "5de9045636c871ca";
 const HEX_2: &str = "11a0b12e6691be09bbd51925efa72961017825ef1fcf2ee47769ca044de80f3d";
 const ID_2: &str = "573872e5341f1dd0";
 
+const STATES: [KeyState; 5] = [
+    KeyState::Pending,
+    KeyState::Primary,
+    KeyState::DecryptOnly,
+    KeyState::Disabled,
+    KeyState::Destroyed,
+];
+
 fn id(text: &str) -> KeyId {
     text.parse().unwrap()
 }
@@ -152,7 +160,7 @@ fn key_ids_have_one_spelling() {
 
 #[test]
 fn key_states_have_one_spelling() {
-    for state in [KeyState::Pending, KeyState::Primary, KeyState::DecryptOnly] {
+    for state in STATES {
         assert_eq!(state.to_string().parse(), Ok(state));
     }
     for text in ["", "Primary", "decrypt_only", "decryptonly", "primary "] {
@@ -243,7 +251,9 @@ fn an_entry_that_is_wrong_is_named_by_its_number() {
     let wrong = [
         HEX_2.to_owned(),
         format!("Primary:{HEX_2}"),
-        format!("disabled:{HEX_2}"),
+        format!("retired:{HEX_2}"),
+        format!("destroyed:{HEX_2}"),
+        format!("destroyed:{ID_2}:{HEX_2}"),
         format!("pending:{}:{HEX_2}", ID_2.to_uppercase()),
         format!("pending:{ID_2}:{HEX_2}:"),
         format!("pending:{}", &HEX_2[1..]),
@@ -314,6 +324,17 @@ fn every_error_has_a_hint_and_keeps_it_from_clients() {
         KeyringError::Rng,
         KeyringError::NoPrimary,
         KeyringError::SeveralPrimaries,
+        KeyringError::MalformedFile {
+            line: Some(3),
+            what: "x",
+        },
+        KeyringError::ForbiddenKeyState {
+            key: id(ID),
+            from: KeyState::Pending,
+            to: KeyState::Destroyed,
+        },
+        KeyringError::Unconfirmed(id(ID)),
+        KeyringError::KeyVanished(id(ID)),
         KeyringError::DuplicateKey(id(ID)),
         KeyringError::Source(SourceError::Exposed),
     ];

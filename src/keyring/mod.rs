@@ -41,18 +41,29 @@
 
 mod cipher;
 mod context;
+mod document;
 mod encoding;
 mod envelope;
 mod error;
+mod evidence;
+mod file;
+mod json;
 mod key;
 mod legacy;
+mod live;
 mod ring;
 mod seal;
 mod source;
+mod wrapper;
 
 pub use context::Context;
+pub use document::KeyringFile;
 pub use envelope::Sealed;
 pub use error::{KeyringError, SourceError};
+pub use evidence::{Distributed, Unused};
 pub use key::{KeyId, KeyIdError, KeyMaterial, KeyState, UnknownKeyState};
 pub use legacy::{LegacyEncoding, LegacyKey, LegacyOpener, LegacyPolicy, LegacyUse};
-pub use ring::{Keyring, KeyringBuilder};
+pub use live::{KeepFresh, KeyringHealth, LiveKeyring, Refreshed};
+pub use ring::{KeyStatus, Keyring, KeyringBuilder};
+pub use source::KeySource;
+pub use wrapper::{KeyWrapper, WrapperError};
