@@ -35,7 +35,7 @@ pub(crate) const LEGACY_TEXT: &str = "l3gacyVal-Xp7~aTm4_cRk9.eQh2,gNd5;fWj8:uZb
 pub(crate) const PASSWORD: &str = "pa5:s@W0rd/Fy6?Ue3#Oi8 Ld1%Gn4";
 pub(crate) const PASSWORD_IN_URL: &str = "pa5:s%40W0rd%2FFy6%3FUe3%23Oi8%20Ld1%25Gn4";
 /// The tail of a password that was not encoded and ended up among the parameters of a URL.
-pub(crate) const PASSWORD_TAIL: &str = "QzTailOfAPassWord7Hx";
+pub(crate) const PASSWORD_TAIL: &str = "QzT4ilOfAp4sSw0Rd7Hx";
 
 /// What is looked for, in the order of the numbers that the scanner knows.
 #[derive(Default)]

@@ -8,6 +8,7 @@
 )]
 
 mod canary;
+mod files;
 mod inputs;
 mod keys;
 mod passwords;
@@ -74,6 +75,8 @@ fn main() -> ExitCode {
     values::legacy(&mut report, &inputs);
     passwords::settings(&mut report);
     passwords::credentials(&mut report);
+    files::json(&mut report, &inputs);
+    files::refreshed(&mut report, &inputs);
 
     println!(
         "scanned {} blocks of {} bytes, freed by {} deeds, for {} canaries: {} leaks",
