@@ -8,6 +8,7 @@ use std::{
 };
 
 use biplane::{
+    keyring::Fingerprints,
     repository::{CredentialSource, Login, MemoryCredentials},
     secret::{Credential, CredentialError, SecretBytes},
     settings::{Dsn, DsnError, Settings, SettingsError, WithoutPassword},
@@ -122,6 +123,10 @@ fn refuse(report: &mut Report, what: &str) {
 }
 
 pub(crate) fn credentials(report: &mut Report) {
+    report.of("the fingerprint of a credential", || {
+        let fingerprints = Fingerprints::new().unwrap();
+        assert_eq!(fingerprints.of(&login()), fingerprints.of(&login()));
+    });
     report.of("a credential, to plaintext and back", || {
         let credential = login();
         let plaintext: SecretBytes = SecretBox::new(
