@@ -2,7 +2,7 @@
 
 use std::{fmt, io, sync::Arc};
 
-use super::{KeyId, LegacyEncoding};
+use super::{KeyId, KeyState, LegacyEncoding, WrapperError};
 
 /// Why a value was not sealed or opened, or keys were not loaded.
 ///
@@ -59,6 +59,18 @@ pub enum KeyringError {
     /// The place that the keys come from could not be read.
     #[error("the keys could not be read")]
     Source(#[source] SourceError),
+    /// This key is wrapped, and there is no key service to unwrap it.
+    #[error("key {0} is wrapped, and no key service was given")]
+    NoKeyService(KeyId),
+    /// The key service did not unwrap this key.
+    #[error("key {key} was not unwrapped")]
+    NotUnwrapped {
+        /// Which key.
+        key: KeyId,
+        /// What the service said.
+        #[source]
+        failure: WrapperError,
+    },
     /// Not a key, or not an entry of a keyring.
     #[error("{}is malformed: {what}", Place(*entry))]
     MalformedKey {
@@ -75,6 +87,14 @@ pub enum KeyringError {
         /// What gives it away.
         what: &'static str,
     },
+    /// A keyring file that is not of its form.
+    #[error("the keyring file is malformed{}: {what}", Line(*line))]
+    MalformedFile {
+        /// Which line, counted from 1, where that is known.
+        line: Option<usize>,
+        /// The rule that was broken.
+        what: &'static str,
+    },
     /// The same key twice.
     #[error("key {0} is given twice")]
     DuplicateKey(KeyId),
@@ -84,6 +104,22 @@ pub enum KeyringError {
     /// More than one key would seal.
     #[error("more than one key is primary")]
     SeveralPrimaries,
+    /// A key cannot come to this state from the one it is in.
+    #[error("key {key} cannot go from {from} to {to}")]
+    ForbiddenKeyState {
+        /// Which key.
+        key: KeyId,
+        /// Its state.
+        from: KeyState,
+        /// The state it was to have.
+        to: KeyState,
+    },
+    /// A key was to be destroyed, and its id was not repeated.
+    #[error("the destruction of key {0} was not confirmed")]
+    Unconfirmed(KeyId),
+    /// The keyring in use names this key and the one that was to follow it does not.
+    #[error("key {0} is in the keyring in use and missing from the one that was to follow")]
+    KeyVanished(KeyId),
 }
 
 /// Why the place that keys come from could not be read.
@@ -120,6 +156,21 @@ pub enum SourceError {
     /// The file holds bytes that are not UTF-8.
     #[error("the key file does not hold UTF-8 text")]
     FileNotUtf8,
+    /// There are no credentials of systemd's: `$CREDENTIALS_DIRECTORY` is not set.
+    #[error("the variable CREDENTIALS_DIRECTORY is not set")]
+    NoCredentialsDirectory,
+    /// The name of a credential is the name of a file in one directory.
+    #[error("the name of the credential is not that of a file")]
+    NotACredentialName,
+    /// The file is there already, and was to be new.
+    #[error("the key file exists already")]
+    AlreadyExists,
+    /// Somebody else has written the file since it was read.
+    #[error("the key file was changed since it was read")]
+    Changed,
+    /// The keyring was put together in code, so that there is no place to read it from again.
+    #[error("the keyring has no source to be refreshed from")]
+    NoSource,
 }
 
 impl KeyringError {
@@ -164,14 +215,28 @@ impl KeyringError {
             Self::NotUtf8 => "read the value as bytes, or look at what was sealed",
             Self::Rng => "the system's random number generator failed: nothing was sealed; try again",
             Self::Source(source) => source.hint(),
+            Self::NoKeyService(_) => "load the keyring through a KeySource that is given the key service",
+            Self::NotUnwrapped { failure, .. } => failure.hint(),
             Self::MalformedKey { .. } => {
-                "an entry is state:material or state:keyid:material, the state pending, primary or decrypt-only, \
-                 the material 64 hex digits or 44 characters of base64"
+                "an entry is state:material or state:keyid:material, the state pending, primary, decrypt-only or \
+                 disabled, the material 64 hex digits or 44 characters of base64; of a destroyed key, destroyed:keyid"
+            }
+            Self::MalformedFile { .. } => {
+                "a keyring file is {\"biplane_keyring\": 1, \"keys\": [{\"id\": …, \"state\": …, \"material\": …}]}; \
+                 see KeyringFile"
             }
             Self::WeakKey { .. } => "draw a key at random, for example with: openssl rand -hex 32",
             Self::DuplicateKey(_) => "remove one of the two entries",
             Self::NoPrimary => "mark exactly one key as primary",
             Self::SeveralPrimaries => "keep one key primary and make the others pending or decrypt-only",
+            Self::ForbiddenKeyState { .. } => {
+                "a key goes from pending to primary to decrypt-only to disabled to destroyed; promote another key to \
+                 replace the primary one, and disable a key before it is destroyed"
+            }
+            Self::Unconfirmed(_) => "repeat the id of the key that is to be destroyed",
+            Self::KeyVanished(_) => {
+                "put the key back; a key leaves by being disabled and destroyed, and its tombstone stays"
+            }
         }
     }
 
@@ -184,7 +249,12 @@ impl KeyringError {
             | Self::KeyDestroyed(id)
             | Self::WrongKeyMaterial(id)
             | Self::Authentication(id)
-            | Self::DuplicateKey(id) => Some(*id),
+            | Self::DuplicateKey(id)
+            | Self::ForbiddenKeyState { key: id, .. }
+            | Self::Unconfirmed(id)
+            | Self::KeyVanished(id)
+            | Self::NoKeyService(id)
+            | Self::NotUnwrapped { key: id, .. } => Some(*id),
             _ => None,
         }
     }
@@ -215,6 +285,27 @@ impl SourceError {
             Self::ForeignOwner => "chown the file to the user that this process runs as, or to root",
             Self::Exposed => "chmod 0400 the file",
             Self::FileTooLarge => "the path leads to something other than a keyring",
+            Self::NoCredentialsDirectory => {
+                "start the service with systemd's LoadCredential= or LoadCredentialEncrypted="
+            }
+            Self::NotACredentialName => "name the credential as in LoadCredential=name:path, without a slash",
+            Self::AlreadyExists => {
+                "load the keyring that is there and add a key to it, or choose another path"
+            }
+            Self::Changed => "load the file again, and make the change again",
+            Self::NoSource => "swap in a new keyring, or load the keyring from a KeySource",
+        }
+    }
+}
+
+/// The line of a file that an error is in.
+struct Line(Option<usize>);
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(line) => write!(f, " in line {line}"),
+            None => Ok(()),
         }
     }
 }

@@ -5,6 +5,8 @@ use std::{fmt, str::FromStr};
 use base64ct::{Base64Unpadded, Base64UrlUnpadded, Encoding};
 use secrecy::{ExposeSecret, ExposeSecretMut, SecretBox, SecretString};
 
+use crate::secret::SecretBytes;
+
 use super::{
     KeyringError,
     cipher::{self, KEY_LEN},
@@ -65,6 +67,14 @@ impl fmt::Debug for KeyId {
 }
 
 /// What a key may be used for.
+///
+/// | state | seals | opens |
+/// |---|---|---|
+/// | pending | no | yes |
+/// | primary, exactly one | yes | yes |
+/// | decrypt-only | no | yes |
+/// | disabled | no | [`KeyDisabled`](KeyringError::KeyDisabled) |
+/// | destroyed | no | [`KeyDestroyed`](KeyringError::KeyDestroyed) |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KeyState {
@@ -74,11 +84,16 @@ pub enum KeyState {
     Primary,
     /// On its way out: it opens what was sealed under it.
     DecryptOnly,
+    /// Switched off, and kept to be switched on again: the proof that nothing needs it before it is destroyed.
+    Disabled,
+    /// Gone for good. Its id stays as a tombstone, so that a value sealed under it is told from one whose key is missing
+    /// by mistake.
+    Destroyed,
 }
 
 /// The text is not a key state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a key state is pending, primary or decrypt-only")]
+#[error("a key state is pending, primary, decrypt-only, disabled or destroyed")]
 pub struct UnknownKeyState;
 
 impl KeyState {
@@ -89,13 +104,17 @@ impl KeyState {
             Self::Pending => "pending",
             Self::Primary => "primary",
             Self::DecryptOnly => "decrypt-only",
+            Self::Disabled => "disabled",
+            Self::Destroyed => "destroyed",
         }
     }
 
-    /// Whether a key in this state opens, and if not, why.
-    pub(super) const fn check_opens(self, _id: KeyId) -> Result<(), KeyringError> {
+    /// Whether a key in this state opens what was sealed under it.
+    #[must_use]
+    pub const fn opens(self) -> bool {
         match self {
-            Self::Pending | Self::Primary | Self::DecryptOnly => Ok(()),
+            Self::Pending | Self::Primary | Self::DecryptOnly => true,
+            Self::Disabled | Self::Destroyed => false,
         }
     }
 }
@@ -108,6 +127,8 @@ impl FromStr for KeyState {
             "pending" => Ok(Self::Pending),
             "primary" => Ok(Self::Primary),
             "decrypt-only" => Ok(Self::DecryptOnly),
+            "disabled" => Ok(Self::Disabled),
+            "destroyed" => Ok(Self::Destroyed),
             _ => Err(UnknownKeyState),
         }
     }
@@ -174,6 +195,12 @@ impl KeyMaterial {
     #[must_use]
     pub fn id(&self) -> KeyId {
         id_of(self.expose())
+    }
+
+    /// The 32 bytes, for a key service that wraps them.
+    #[must_use]
+    pub fn to_bytes(&self) -> SecretBytes {
+        SecretBox::new(Box::<[u8]>::from(self.expose().as_slice()))
     }
 
     /// The key as 64 hexadecimal digits, to be stored where keys are kept.

@@ -9,9 +9,10 @@ use crate::{
 };
 
 use super::{
-    Context, KeyId, Keyring, KeyringError, Sealed,
+    Context, Keyring, KeyringError, Sealed,
     cipher::{COMMITMENT_LEN, NONCE_LEN, TAG_LEN},
     envelope::{self, HEADER_LEN, Text},
+    ring::ReadyKey,
 };
 
 impl Keyring {
@@ -32,6 +33,7 @@ impl Keyring {
     ///
     /// # Errors
     /// [`KeyringError::UnknownKey`] when the keyring lacks the key that the value names,
+    /// [`KeyringError::KeyDisabled`] or [`KeyringError::KeyDestroyed`] when that key opens no more,
     /// [`KeyringError::Authentication`] when the value was changed or sealed for another context, and
     /// [`KeyringError::TooLarge`] when it is over the keyring's limit.
     pub fn open(&self, context: &Context<'_>, sealed: &Sealed) -> Result<SecretBytes, KeyringError> {
@@ -115,19 +117,20 @@ impl Keyring {
         })
     }
 
-    fn seal_with(
+    /// Seals with the nonce that `draw` gives: the operating system's, and in tests one that is known.
+    pub(super) fn seal_with(
         &self,
         context: &Context<'_>,
         plaintext: &[u8],
         draw: impl FnOnce(&mut [u8; NONCE_LEN]) -> Result<(), KeyringError>,
     ) -> Result<Sealed, KeyringError> {
         self.check_length(plaintext.len())?;
-        let key = self.primary_key();
+        let key = self.sealing_key();
         let mut nonce = [0; NONCE_LEN];
         draw(&mut nonce)?;
         let message = key.cipher.message(&nonce);
 
-        let header = envelope::header_of(key.id);
+        let header = envelope::header_of(key.id());
         let mut bytes = vec![0; Sealed::OVERHEAD + plaintext.len()].into_boxed_slice();
         let mut rest = &mut bytes[..];
         let mut take = |length| {
@@ -141,6 +144,7 @@ impl Keyring {
         let tag = context.with_aad(&header, |aad| message.seal(aad, text));
         take(TAG_LEN).copy_from_slice(&tag);
         take(COMMITMENT_LEN).copy_from_slice(message.commitment());
+        key.count_seal();
         Ok(Sealed::from_sealing(bytes))
     }
 
@@ -162,7 +166,7 @@ impl Keyring {
     }
 }
 
-impl super::ring::Key {
+impl ReadyKey<'_> {
     fn open(
         &self,
         context: &Context<'_>,
@@ -171,13 +175,15 @@ impl super::ring::Key {
         tag: &[u8; TAG_LEN],
         commitment: &[u8; COMMITMENT_LEN],
     ) -> Result<(), KeyringError> {
-        let id: KeyId = self.id;
+        let id = self.id();
         let message = self.cipher.message(nonce);
         context
             .with_aad(&envelope::header_of(id), |aad| {
                 message.open(aad, text, tag, commitment)
             })
-            .map_err(|_| KeyringError::Authentication(id))
+            .map_err(|_| KeyringError::Authentication(id))?;
+        self.count_open();
+        Ok(())
     }
 }
 

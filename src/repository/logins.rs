@@ -10,7 +10,7 @@ use async_trait::async_trait;
 
 use crate::{
     error::{Error, ErrorKind},
-    keyring::{Keyring, KeyringError},
+    keyring::{Keyring, KeyringError, LiveKeyring},
     secret::Credential,
     tenant::{CredentialVersion, DataSource, DataSourceId, Role, StoredCredential},
 };
@@ -29,6 +29,31 @@ impl CredentialSource for Keyring {
 
     async fn login(&self, source: &DataSource, role: Role) -> Result<Login, Error> {
         self.open_credential(source.id, role, &stored(source, role)?.sealed)
+            .map(Login::new)
+            .map_err(|error| unreadable(source, role, error))
+    }
+}
+
+/// Opens with the keys of the moment. A key that is unknown here may have been added where the keys come from: then the
+/// keys are refreshed, at most once a second, and the credential is tried once more.
+#[async_trait]
+impl CredentialSource for LiveKeyring {
+    fn version(&self, source: &DataSource, role: Role) -> Result<CredentialVersion, Error> {
+        stored(source, role).map(|stored| stored.version)
+    }
+
+    async fn login(&self, source: &DataSource, role: Role) -> Result<Login, Error> {
+        let sealed = &stored(source, role)?.sealed;
+        let open = || self.current().open_credential(source.id, role, sealed);
+        let opened = match open() {
+            Err(KeyringError::UnknownKey(id) | KeyringError::KeyDisabled(id))
+                if self.refresh_for(id).await =>
+            {
+                open()
+            }
+            opened => opened,
+        };
+        opened
             .map(Login::new)
             .map_err(|error| unreadable(source, role, error))
     }
