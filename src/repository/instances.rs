@@ -10,7 +10,7 @@ use async_trait::async_trait;
 
 use crate::{
     error::Error,
-    keyring::{KeyId, KeyState},
+    keyring::{KeyId, KeyState, KeyStatus},
     tenant::{InstanceId, Seq},
 };
 
@@ -169,6 +169,18 @@ impl KeyReport {
     pub const fn refused(mut self, refused: u64) -> Self {
         self.refused = refused;
         self
+    }
+}
+
+impl From<KeyStatus> for KeyReport {
+    fn from(status: KeyStatus) -> Self {
+        Self {
+            id: status.id,
+            state: status.state,
+            opens: status.opens,
+            seals: status.seals,
+            refused: status.refused,
+        }
     }
 }
 

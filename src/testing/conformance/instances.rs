@@ -24,7 +24,13 @@ pub async fn a_beat_is_listed_as_it_was_given(backend: &dyn Backend) {
     let instances = backend.instances();
     assert_eq!(listed(&*instances).await, []);
     let (first, second, third) = (InstanceId::new(), InstanceId::new(), InstanceId::new());
-    let states = [KeyState::Pending, KeyState::Primary, KeyState::DecryptOnly];
+    let states = [
+        KeyState::Pending,
+        KeyState::Primary,
+        KeyState::DecryptOnly,
+        KeyState::Disabled,
+        KeyState::Destroyed,
+    ];
     let mut keys: Vec<KeyReport> = states
         .into_iter()
         .zip(1..)
