@@ -27,6 +27,7 @@
 //! - [`keyring`] seals the credentials.
 //! - [`settings`] reads both planes from the environment.
 //! - [`connector`] and [`pool`] make connections.
+//! - [`manual`] has pages to read, such as the [format of sealed values](manual::keyring_format).
 //! - `testing` (feature `testing`) is what biplane's own tests use, and yours may.
 //!
 //! Decide on [`ErrorKind`](error::ErrorKind), which [`Error::of`](error::Error::of) also finds inside an sqlx error.
@@ -35,6 +36,7 @@
 pub mod connector;
 pub mod error;
 pub mod keyring;
+pub mod manual;
 #[cfg(feature = "postgres")]
 pub mod plane;
 #[cfg(feature = "postgres")]

@@ -117,7 +117,8 @@ impl Keyring {
         })
     }
 
-    fn seal_with(
+    /// Seals with the nonce that `draw` gives: the operating system's, and in tests one that is known.
+    pub(super) fn seal_with(
         &self,
         context: &Context<'_>,
         plaintext: &[u8],
