@@ -3,19 +3,23 @@
 /// Of the dependencies: the line of each, which is where cargo reads them from.
 fn dependency(name: &str) -> &'static str {
     let manifest = include_str!("../Cargo.toml");
-    let (_, rest) = manifest.split_once("[dependencies]\n").expect("there are dependencies");
+    let (_, rest) = manifest
+        .split_once("[dependencies]\n")
+        .expect("there are dependencies");
     rest.lines()
         .take_while(|line| !line.starts_with('['))
         .find(|line| line.starts_with(&format!("{name} = ")))
         .unwrap_or_else(|| panic!("{name} is no dependency"))
 }
 
-/// Blocks are freed wiped without the one of cmac as well, whose state never leaves the stack; so that the scan of
-/// `tests/allocator.rs` would not miss it.
+/// The scan of `tests/allocator.rs` would not miss that of cmac, whose state never leaves the stack.
 #[test]
 fn ciphers_wipe_themselves() {
     for name in ["aes-gcm", "aes", "cmac"] {
-        assert!(dependency(name).contains("\"zeroize\""), "{name} is built without zeroize");
+        assert!(
+            dependency(name).contains("\"zeroize\""),
+            "{name} is built without zeroize"
+        );
     }
 }
 
@@ -26,6 +30,9 @@ fn zeroizing_prints_nothing() {
         .split('"')
         .nth(1)
         .expect("a version is in quotation marks");
-    let numbers: Vec<u32> = version.split('.').map(|part| part.parse().expect("a number")).collect();
+    let numbers: Vec<u32> = version
+        .split('.')
+        .map(|part| part.parse().expect("a number"))
+        .collect();
     assert!(numbers >= vec![1, 9, 1], "zeroize {version} may be too old");
 }

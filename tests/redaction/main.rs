@@ -57,7 +57,7 @@ fn a_type_that_is_excused_has_a_reason() {
 fn no_public_type_shows_a_secret() {
     let source = Source::read();
     for (path, how) in TYPES {
-        if let How::Shown(show) = how {
+        if let How::Show(show) = how {
             let mut shown = Shown::default();
             show(&mut shown);
             check(&source, path, &shown);

@@ -3,7 +3,7 @@
 //! To add a type, add a line to [`TYPES`]:
 //!
 //! - `("room::Type", Public("why it can hold no secret"))` for ids, counters, names of variants;
-//! - `("room::Type", Shown(|shown| { shown.debug(&value); }))` for the rest, with the canaries of `canary.rs` in every
+//! - `("room::Type", Show(|shown| { shown.debug(&value); }))` for the rest, with the canaries of `canary.rs` in every
 //!   place of the value that a caller might fill with something of his own, and with each of `debug`, `display`,
 //!   `error` (which stands for both, causes included) and `json` that the type has;
 //! - `("room::Type", AtWork)` for what takes a server, a router or a runtime to make: show it in `at_work.rs`.
@@ -14,8 +14,8 @@ use biplane::{
     connector::postgres::{EnvironmentSource, PgConnectorOptions},
     error::{Error, ErrorKind},
     keyring::{
-        Distributed, Fingerprints, KeyId, KeySource, KeyState, KeyringError, KeyringFile, LegacyKey,
-        LiveKeyring, SourceError, Unused,
+        Distributed, Fingerprints, KeyId, KeySource, KeyState, KeyWrapper, KeyringError, KeyringFile,
+        LegacyKey, LiveKeyring, SourceError, Unused,
     },
     plane::{ControlOptions, RoleName, dangerous_assume_tenant},
     repository::{Actor, AuditEntry, Login, NewSource, NewTenant, Page, PageItem, SourceChange, Subject},
@@ -25,7 +25,10 @@ use biplane::{
         CaCertificate, CredentialVersion, DataSourceId, Domain, Endpoint, Isolation, Resolved, Role,
         SealedText, Slug, StoredCredential, Tenant, TenantId, Tls, TlsMode,
     },
-    testing::postgres::{BouncerAuth, Cluster},
+    testing::{
+        MemoryKeyService,
+        postgres::{BouncerAuth, Cluster},
+    },
 };
 use secrecy::{SecretBox, SecretString};
 use serde_json::json;
@@ -40,12 +43,12 @@ pub(crate) enum How {
     /// It can hold no secret, for this reason.
     Public(&'static str),
     /// It shows this.
-    Shown(fn(&mut Shown)),
+    Show(fn(&mut Shown)),
     /// It is shown at work.
     AtWork,
 }
 
-use How::{AtWork, Public, Shown as Show};
+use How::{AtWork, Public, Show};
 
 const ID: &str = "an id, which names and opens nothing";
 const COUNTER: &str = "a number that rises";
@@ -590,6 +593,17 @@ pub(crate) const TYPES: &[(&str, How)] = &[
         }),
     ),
     ("tenant::Version", Public(COUNTER)),
+    ("testing::KeyServiceFault", Public(WORD)),
+    (
+        "testing::MemoryKeyService",
+        Show(|shown| {
+            let service = MemoryKeyService::new().unwrap();
+            let wrapped = runtime()
+                .block_on(service.wrap_key(key().id(), &key().to_bytes()))
+                .unwrap();
+            shown.debug(&service).debug(&wrapped);
+        }),
+    ),
     ("testing::MemoryStack", AtWork),
     ("testing::faulty::Fault", Public(WORD)),
     ("testing::faulty::FaultyRepository", AtWork),
