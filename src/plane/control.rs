@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use super::{ControlDb, Lease, Lent};
 use crate::{
     error::{Error, ErrorKind},
-    pool::{Dial, Logins, Pool, PoolOptions, PoolStats, Stack},
+    pool::{Dial, Listening, Logins, Pool, PoolOptions, PoolStats, Stack},
     secret::Credential,
     settings::Settings,
     tenant::{Access, Role, Server, TenantId},
@@ -86,6 +86,19 @@ impl ControlDb {
         Ok(Self::new(Arc::new(ControlLease { pool, stack })))
     }
 
+    /// Whether the control plane can be listened to.
+    pub(crate) fn may_listen(&self) -> bool {
+        self.fixed_stack().is_some_and(Stack::may_listen)
+    }
+
+    /// Listens to a channel, on a connection of its own.
+    pub(crate) async fn listen(&self, channel: &str) -> Result<Listening, Error> {
+        let stack = self.fixed_stack().ok_or_else(|| {
+            Error::new(ErrorKind::InvalidConfiguration).detail("this handle has no server to listen to")
+        })?;
+        stack.listen(channel).await.map_err(could_not_ask)
+    }
+
     /// How its connections are doing.
     #[must_use]
     pub fn pool_stats(&self) -> PoolStats {
@@ -139,6 +152,10 @@ impl Lease for ControlLease {
 
     fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    fn fixed_stack(&self) -> Option<&Stack> {
+        Some(&self.stack)
     }
 
     fn route_age(&self) -> Option<Duration> {

@@ -4,7 +4,7 @@ use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use super::{Conn, DataPlane, Lease, Lent, Plane, Tx, TxOptions, lease::may_begin_elsewhere};
 use crate::{
-    pool::Pool,
+    pool::{Pool, Stack},
     tenant::{Role, TenantId},
 };
 
@@ -61,6 +61,10 @@ impl<P: Plane> Db<P> {
 
     pub(super) fn pool(&self) -> &Pool {
         self.lease.pool()
+    }
+
+    pub(super) fn fixed_stack(&self) -> Option<&Stack> {
+        self.lease.fixed_stack()
     }
 
     pub(super) async fn lend(&self) -> sqlx::Result<Lent> {

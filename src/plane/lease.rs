@@ -14,7 +14,7 @@ use sqlx::{
 use super::{TxOptions, statement::Statement};
 use crate::{
     error::{Error, ErrorKind},
-    pool::{Checkout, Damage, Pool, Protocol},
+    pool::{Checkout, Damage, Pool, Protocol, Stack},
     tenant::{Access, Role, TenantId},
 };
 
@@ -38,6 +38,11 @@ pub(crate) trait Lease: Debug + Send + Sync + 'static {
 
     /// How long ago the route was confirmed, if there is a route.
     fn route_age(&self) -> Option<Duration>;
+
+    /// The one stack that it borrows from, if that stays the same. A tenant's does not.
+    fn fixed_stack(&self) -> Option<&Stack> {
+        None
+    }
 }
 
 /// A borrowed connection, and what the tenant may do on it.

@@ -42,6 +42,7 @@ pub use self::{
     role_name::{RoleName, RoleNameError},
     tx::{IsolationLevel, Tx, TxOptions},
 };
+pub(crate) use crate::pool::Listening;
 pub(crate) use lease::{Lease, Lent};
 
 /// A plane: [`ControlPlane`] or [`DataPlane`], and nothing else.

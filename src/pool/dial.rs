@@ -81,6 +81,8 @@ pub(super) enum Purpose {
     Work,
     /// Beyond the cap, to look after other connections for a moment.
     Reserved,
+    /// Beyond the cap, to wait for notifications.
+    Listening,
 }
 
 impl Dial {
@@ -203,14 +205,14 @@ impl Dial {
     }
 
     /// One of our own errors as it is, any other with the place where it happened.
-    fn placed(&self, error: sqlx::Error) -> Error {
+    pub(super) fn placed(&self, error: sqlx::Error) -> Error {
         match Error::of(&error) {
             Some(ours) => ours.clone(),
             None => Error::from(error).detail(self.whereabouts()),
         }
     }
 
-    fn options(
+    pub(super) fn options(
         &self,
         endpoint: &Endpoint,
         credential: &Credential,
@@ -221,6 +223,7 @@ impl Dial {
         let application_name = match purpose {
             Purpose::Work => self.application_name.to_string(),
             Purpose::Reserved => format!("{} (reserved)", self.application_name),
+            Purpose::Listening => format!("{} (listening)", self.application_name),
         };
         // Without a password sqlx would take PGPASSWORD; an empty one keeps the environment out.
         let password = credential

@@ -13,6 +13,7 @@ mod cleanup;
 mod connection;
 mod dial;
 mod failure;
+mod listen;
 mod options;
 mod scheduler;
 mod session;
@@ -41,6 +42,7 @@ pub(crate) use self::{
     connection::Checkout,
     dial::{Dial, Logins, check_environment, check_server},
     failure::Damage,
+    listen::Listening,
     session::Protocol,
 };
 use self::{

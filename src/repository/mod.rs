@@ -2,7 +2,8 @@
 //!
 //! A router needs [`TenantRepository`] alone, and a [`CredentialSource`] if its connector connects to anything. A team
 //! with a `tenants` table of its own implements the former and runs the conformance suite of the `testing` feature on
-//! it. Without a [`ChangeLog`] a routing change is noticed by time limits alone, and without [`Instances`] nobody can
+//! it. Without a [`ChangeLog`] a routing change is noticed by time limits alone, without a [`ChangePush`] when the log is
+//! next looked at, and without [`Instances`] nobody can
 //! tell which processes have a key, so that promoting one needs a person's word.
 
 mod admin;
@@ -14,6 +15,7 @@ mod logins;
 mod memory;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod push;
 mod reseal;
 mod rules;
 mod tenants;
@@ -26,5 +28,6 @@ pub use logins::MemoryCredentials;
 pub use memory::MemoryControl;
 #[cfg(feature = "postgres")]
 pub use postgres::{ControlSchema, Grants, PgTenantAdmin, PgTenants};
+pub use push::{ChangeHint, ChangeListener, ChangePush, ChangeSource};
 pub use reseal::{CredentialPlace, CredentialStore, Reseal, ResealOutcome, SealedCredential};
 pub use tenants::{Found, Page, PageItem, TenantRepository};

@@ -4,6 +4,7 @@ use std::{fmt::Debug, num::NonZeroU32, sync::Arc};
 
 use async_trait::async_trait;
 
+use super::ChangeSource;
 use crate::{
     error::Error,
     tenant::{Resolved, TenantId, TenantRecord, TenantRef},
@@ -43,6 +44,14 @@ pub trait TenantRepository: Debug + Send + Sync + 'static {
     /// # Cancel safety
     /// Safe: reads only.
     async fn list(&self, after: Option<TenantId>, limit: NonZeroU32) -> Result<Page, Error>;
+
+    /// What the changes of these tenants are followed by. Routers ask for it when they are built and are given none; with
+    /// none, as by default, a change is noticed by time limits alone.
+    ///
+    /// A wrapper that passes calls on must decide whether to pass this one on.
+    fn change_source(&self) -> Option<ChangeSource> {
+        None
+    }
 }
 
 /// A shared one is one, so that a caller may keep a handle on what it gives to a router.
@@ -55,6 +64,10 @@ impl<T: TenantRepository + ?Sized> TenantRepository for Arc<T> {
 
     async fn list(&self, after: Option<TenantId>, limit: NonZeroU32) -> Result<Page, Error> {
         T::list(self, after, limit).await
+    }
+
+    fn change_source(&self) -> Option<ChangeSource> {
+        T::change_source(self)
     }
 }
 

@@ -10,8 +10,11 @@ use tokio::sync::watch;
 
 use crate::{
     error::{Error, ErrorKind},
-    repository::{Beat, Found, Instance, Instances, Page, TenantRepository},
-    tenant::{InstanceId, TenantId, TenantName, TenantRef},
+    repository::{
+        Beat, ChangeHead, ChangeLog, ChangeSource, Changes, Found, Instance, Instances, Page,
+        TenantRepository,
+    },
+    tenant::{InstanceId, Seq, TenantId, TenantName, TenantRef},
 };
 
 /// Wraps a repository and lets a test decide what becomes of each call, and see what was asked.
@@ -150,6 +153,12 @@ impl<R: TenantRepository> TenantRepository for FaultyRepository<R> {
         let page = self.inner.list(after, limit).await;
         self.release(admitted, page).await
     }
+
+    /// None, so that the test says what a router hears of changes. Another wrapper, with faults and counts of its own,
+    /// is best given to [`Builder::changes`](crate::router::Builder::changes).
+    fn change_source(&self) -> Option<ChangeSource> {
+        None
+    }
 }
 
 #[async_trait]
@@ -171,6 +180,22 @@ impl<R: Instances> Instances for FaultyRepository<R> {
         let admitted = self.admit().await?;
         let listed = self.inner.instances().await;
         self.release(admitted, listed).await
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<R: ChangeLog> ChangeLog for FaultyRepository<R> {
+    async fn head(&self) -> Result<ChangeHead, Error> {
+        let admitted = self.admit().await?;
+        let head = self.inner.head().await;
+        self.release(admitted, head).await
+    }
+
+    async fn since(&self, after: Seq, limit: NonZeroU32) -> Result<Changes, Error> {
+        let admitted = self.admit().await?;
+        let changes = self.inner.since(after, limit).await;
+        self.release(admitted, changes).await
     }
 }
 

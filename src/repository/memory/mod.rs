@@ -11,9 +11,10 @@ use std::{
 };
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
 use crate::{
-    error::Error,
+    error::{Error, ErrorKind},
     tenant::{
         CredentialVersion, DataSource, DataSourceId, Domain, Incarnation, InstanceId, Isolation, Role,
         SealedText, Seq, Slug, Tenant, TenantId, TenantRef, TenantStatus, Version,
@@ -21,9 +22,9 @@ use crate::{
 };
 
 use super::{
-    Actor, AuditEntry, Beat, ChangeHead, ChangeLog, Changes, CredentialPlace, CredentialSlot,
-    CredentialStore, Found, Instance, Instances, NewSource, NewTenant, Page, Reseal, ResealOutcome,
-    SealedCredential, SourceChange, TenantAdmin, TenantRepository,
+    Actor, AuditEntry, Beat, ChangeHead, ChangeHint, ChangeListener, ChangeLog, ChangePush, ChangeSource,
+    Changes, CredentialPlace, CredentialSlot, CredentialStore, Found, Instance, Instances, NewSource,
+    NewTenant, Page, Reseal, ResealOutcome, SealedCredential, SourceChange, TenantAdmin, TenantRepository,
     rules::{self, Edit},
 };
 use state::State;
@@ -38,14 +39,18 @@ use state::State;
 #[derive(Clone)]
 pub struct MemoryControl {
     state: Arc<Mutex<State>>,
+    /// Where the change log stands, for those who wait for it to grow.
+    head: Arc<watch::Sender<ChangeHead>>,
 }
 
 impl MemoryControl {
     /// An empty control plane, in a new incarnation.
     #[must_use]
     pub fn new() -> Self {
+        let state = State::new();
         Self {
-            state: Arc::new(Mutex::new(State::new())),
+            head: Arc::new(watch::Sender::new(state.head())),
+            state: Arc::new(Mutex::new(state)),
         }
     }
 
@@ -86,7 +91,12 @@ impl MemoryControl {
     /// The lock is never held across an await. A poisoned one is used on, because every change is checked whole before
     /// anything is written.
     fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
-        work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = work(&mut state);
+        let now = state.head();
+        self.head
+            .send_if_modified(|head| std::mem::replace(head, now) != now);
+        done
     }
 
     fn edit(&self, by: &Actor, id: TenantId, expected: Version, edit: Edit<'_>) -> Result<Tenant, Error> {
@@ -120,6 +130,10 @@ impl TenantRepository for MemoryControl {
 
     async fn list(&self, after: Option<TenantId>, limit: NonZeroU32) -> Result<Page, Error> {
         Ok(self.with(|state| state.list(after, limit)))
+    }
+
+    fn change_source(&self) -> Option<ChangeSource> {
+        Some(ChangeSource::pushed(self.clone(), self.clone()))
     }
 }
 
@@ -166,6 +180,36 @@ impl CredentialStore for MemoryControl {
         rules::actor(by)?;
         rules::reseal(batch)?;
         Ok(self.with(|state| batch.iter().map(|one| state.reseal(by, one)).collect()))
+    }
+}
+
+#[async_trait]
+impl ChangePush for MemoryControl {
+    async fn listen(&self) -> Result<Box<dyn ChangeListener>, Error> {
+        let head = self.head.subscribe();
+        let incarnation = head.borrow().incarnation;
+        Ok(Box::new(Listener { head, incarnation }))
+    }
+}
+
+/// Somebody who waits for the change log to grow.
+#[derive(Debug)]
+struct Listener {
+    head: watch::Receiver<ChangeHead>,
+    incarnation: Incarnation,
+}
+
+#[async_trait]
+impl ChangeListener for Listener {
+    async fn next(&mut self) -> Result<ChangeHint, Error> {
+        // The control plane is gone with its last handle, and then nothing changes any more.
+        let gone = |_| Error::new(ErrorKind::ControlPlaneUnavailable);
+        self.head.changed().await.map_err(gone)?;
+        let head = *self.head.borrow_and_update();
+        Ok(match head.incarnation == self.incarnation {
+            true => ChangeHint::Reached(head.seq),
+            false => ChangeHint::Look,
+        })
     }
 }
 

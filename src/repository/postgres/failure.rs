@@ -48,6 +48,14 @@ pub(super) fn not_read(error: sqlx::Error) -> Error {
     }
 }
 
+/// Sorts a failure to listen. Whatever it was, changes are not told.
+pub(super) fn not_heard(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::ControlPlaneUnavailable | ErrorKind::Closed | ErrorKind::InvalidConfiguration => error,
+        _ => Error::new(ErrorKind::ControlPlaneUnavailable).caused_by(error),
+    }
+}
+
 /// The role reads, and row-level security leaves rows out. What is left out would look like what does not exist.
 pub(super) fn rows_hidden() -> Error {
     Error::new(ErrorKind::MissingPrivilege).detail(

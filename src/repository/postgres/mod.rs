@@ -5,6 +5,7 @@ mod credentials;
 mod failure;
 mod grants;
 mod instances;
+mod push;
 mod rows;
 mod schema;
 mod tenants;

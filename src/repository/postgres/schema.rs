@@ -44,10 +44,10 @@ const LEVEL: &str = "begin isolation level read committed";
 /// fallen, and by the new incarnation readers know to accept that once.
 ///
 /// # What waits
-/// Commits of changes wait for each other, also for one that another session has prepared (`prepare transaction`, which
-/// servers refuse unless `max_prepared_transactions` is set) or has forced early (`set constraints all immediate`). What
-/// bounds this wait is `lock_timeout` of the writing role; `statement_timeout` is over when Postgres commits. Reading waits
-/// for none of them.
+/// Commits of changes wait for each other, also for one that another session has forced early (`set constraints all
+/// immediate`), and, because they notify, for those of other databases of the server that do. A change cannot be prepared
+/// (`prepare transaction`): Postgres refuses that of whatever notifies. What bounds this wait is `lock_timeout` of the
+/// writing role; `statement_timeout` is over when Postgres commits. Reading waits for none of them.
 ///
 /// # Versions
 /// A release works with the schema of its own version and of those one below and one above, so that services and schema

@@ -19,7 +19,8 @@ use crate::{
     error::{Error, ErrorKind},
     plane::ControlDb,
     repository::{
-        Change, ChangeHead, ChangeKind, ChangeLog, Changes, Found, Page, PageItem, Subject, TenantRepository,
+        Change, ChangeHead, ChangeKind, ChangeLog, ChangeSource, Changes, Found, Page, PageItem, Subject,
+        TenantRepository,
     },
     tenant::{
         DataSource, DataSourceId, Incarnation, Resolved, Seq, TenantId, TenantRecord, TenantRef, Version,
@@ -63,6 +64,10 @@ impl PgTenants {
     #[must_use]
     pub const fn new(control: ControlDb) -> Self {
         Self { control }
+    }
+
+    pub(super) const fn control(&self) -> &ControlDb {
+        &self.control
     }
 }
 
@@ -115,6 +120,14 @@ impl TenantRepository for PgTenants {
         items.truncate(limit);
         let next = items.last().map(|item| item.id).filter(|_| more);
         Ok(Page::new(items, next))
+    }
+
+    /// The change log, with push unless the control plane is declared to be behind a transaction pooler.
+    fn change_source(&self) -> Option<ChangeSource> {
+        Some(match self.control.may_listen() {
+            true => ChangeSource::pushed(self.clone(), self.clone()),
+            false => ChangeSource::polled(self.clone()),
+        })
     }
 }
 

@@ -223,7 +223,8 @@ $function$;
 
 -- Fires at commit. The lock is held until the commit is visible, so that the order of seq is the order in which changes
 -- become visible and a reader of "seq > last" skips nothing. It is the lock of a row and not an advisory one, which any
--- role of the database could take, and keep everybody from writing.
+-- role of the database could take, and keep everybody from writing. Who listens hears of it once it is committed, by a
+-- payload that says where the log stands and is no more than a hint.
 create function biplane_control.append_change() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
 begin
@@ -231,6 +232,7 @@ begin
     insert into biplane_control.change (seq, tenant_id, data_source_id, kind, at)
     select nextval('biplane_control.change_seq'), new.tenant_id, new.data_source_id, kind, clock_timestamp()
     from unnest(new.kinds) as kind;
+    perform pg_notify('biplane_change', currval('biplane_control.change_seq')::text);
     return null;
 end
 $function$;
