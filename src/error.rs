@@ -37,6 +37,9 @@ pub enum ErrorKind {
     ReadOnly,
     /// The control plane could not be asked. Whether the tenant exists is not known.
     ControlPlaneUnavailable,
+    /// So many names that nobody has are asked for that this one was not, and nothing is known of it. Whether the tenant
+    /// exists is not known.
+    TooManyUnknownNames,
     /// What the control plane holds about this tenant cannot be understood. Other tenants are not affected.
     MalformedRecord,
     /// The tenant's isolation mode is not served by this connector.
@@ -158,6 +161,9 @@ impl ErrorKind {
             Self::Inactive { .. } => "the tenant is not open",
             Self::ReadOnly => "open for reads only, and this writes",
             Self::ControlPlaneUnavailable => "the control plane could not be asked; try again",
+            Self::TooManyUnknownNames => {
+                "too many unknown names are being asked for, and this one was not; try again"
+            }
             Self::MalformedRecord => "the control plane's record cannot be understood; correct it there",
             Self::UnsupportedIsolation { .. } => "the connector does not serve this isolation mode",
             Self::MissingCredential { .. } => "the data source has no credential for this role; store one",

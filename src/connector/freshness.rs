@@ -9,19 +9,40 @@ use shuttle::sync::atomic::{AtomicU64, Ordering};
 /// Retired: it must not be served any more, whatever anybody learns about it.
 const RETIRED: u64 = 0;
 
+/// Over since the clock began, so that whoever comes next asks.
+const OVER: u64 = 1;
+
 /// Until when something may be served without asking, in milliseconds of a clock that never says 0.
 ///
-/// Read without a lock by every lookup. Once retired it stays so, which is what lets an invalidation act at once.
+/// Read without a lock by every lookup, and written under that of the router. Once retired it stays so, which is what
+/// lets an invalidation act at once.
 pub(super) struct Freshness {
     until: AtomicU64,
     confirmed_at: AtomicU64,
+    /// A [`Standing`] as a number, with [`ANY_VERSION`] if that was said.
+    standing: AtomicU64,
 }
+
+/// What a reader of the change log may conclude about something that it hears nothing of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// That nothing has changed.
+    Sure,
+    /// Nothing, because changes may have been missed since it was read.
+    Doubted,
+    /// Nothing, because it is known to have changed since it was read.
+    Changed,
+}
+
+/// Whatever is read next replaces it, also what is older.
+const ANY_VERSION: u64 = 4;
 
 impl Freshness {
     pub(super) const fn new(confirmed_at: u64, until: u64) -> Self {
         Self {
             until: AtomicU64::new(until),
             confirmed_at: AtomicU64::new(confirmed_at),
+            standing: AtomicU64::new(0),
         }
     }
 
@@ -51,6 +72,54 @@ impl Freshness {
     pub(super) fn confirm(&self, at: u64, until: u64) {
         self.confirmed_at.fetch_max(at, Ordering::AcqRel);
         self.extend(until);
+    }
+
+    /// Makes whoever comes next ask, until it was read anew.
+    pub(super) fn expire(&self) {
+        self.stand(Standing::Changed);
+        let over = |current: u64| (current != RETIRED).then_some(OVER);
+        // It fails for what was retired, and for nothing else.
+        let _ = self.until.fetch_update(Ordering::AcqRel, Ordering::Acquire, over);
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        match self.standing.load(Ordering::Acquire) & !ANY_VERSION {
+            0 => Standing::Sure,
+            1 => Standing::Doubted,
+            _ => Standing::Changed,
+        }
+    }
+
+    pub(super) fn takes_any_version(&self) -> bool {
+        self.standing.load(Ordering::Acquire) & ANY_VERSION != 0
+    }
+
+    /// Nobody may conclude any more from hearing nothing that nothing has changed.
+    pub(super) fn doubt(&self) {
+        if self.standing() == Standing::Sure {
+            self.stand(Standing::Doubted);
+        }
+    }
+
+    /// The same, and versions of before and after are not comparable.
+    pub(super) fn doubt_versions(&self) {
+        self.doubt();
+        self.standing.fetch_or(ANY_VERSION, Ordering::AcqRel);
+    }
+
+    /// It was read anew.
+    pub(super) fn reassure(&self) {
+        self.standing.store(0, Ordering::Release);
+    }
+
+    fn stand(&self, standing: Standing) {
+        let kept = self.standing.load(Ordering::Acquire) & ANY_VERSION;
+        let standing = match standing {
+            Standing::Sure => 0,
+            Standing::Doubted => 1,
+            Standing::Changed => 2,
+        };
+        self.standing.store(standing | kept, Ordering::Release);
     }
 
     pub(super) fn is_retired(&self) -> bool {

@@ -18,6 +18,7 @@ use std::{
 use async_trait::async_trait;
 
 use self::freshness::Freshness;
+pub(crate) use self::freshness::Standing;
 use crate::{
     error::{Error, ErrorKind},
     tenant::{Access, DataSource, Tenant, TenantId, TenantRecord, Version},
@@ -123,6 +124,39 @@ impl Route {
     /// The control plane said again, at that moment, what it says.
     pub(crate) fn confirm(&self, confirmed_at: u64, fresh_until: u64) {
         self.freshness.confirm(confirmed_at, fresh_until);
+    }
+
+    /// Its tenant or data source has changed: whoever comes next asks.
+    pub(crate) fn expire(&self) {
+        self.freshness.expire();
+    }
+
+    pub(crate) fn standing(&self) -> Standing {
+        self.freshness.standing()
+    }
+
+    /// Whether the next that is read replaces it, also one of a lower version.
+    pub(crate) fn takes_any_version(&self) -> bool {
+        self.freshness.takes_any_version()
+    }
+
+    /// Changes of it may have been missed.
+    pub(crate) fn doubt(&self) {
+        self.freshness.doubt();
+    }
+
+    /// Changes of it may have been missed, and versions may have fallen.
+    pub(crate) fn doubt_versions(&self) {
+        self.freshness.doubt_versions();
+    }
+
+    /// It was read anew, after whatever made it doubtful.
+    pub(crate) fn reassure(&self) {
+        self.freshness.reassure();
+    }
+
+    pub(crate) fn record(&self) -> &TenantRecord {
+        &self.record
     }
 
     pub(crate) fn is_retired(&self) -> bool {

@@ -4,14 +4,14 @@ use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use super::{Biplane, CacheOptions, Clock, Router};
+use super::{Biplane, CacheOptions, Clock, FeedOptions, Router, feed::Feed};
 use crate::{
     connector::{
         Connector, ConnectorStats, TenantRoute,
         memory::{MemoryConnector, MemoryDb},
     },
     error::Error,
-    repository::TenantRepository,
+    repository::{ChangeSource, TenantRepository},
     tenant::Tenant,
 };
 
@@ -43,20 +43,25 @@ pub struct Builder<S> {
     repository: Arc<dyn TenantRepository>,
     pub(super) settings: S,
     cache: CacheOptions,
+    changes: Option<ChangeSource>,
+    feed: FeedOptions,
     clock: Option<Clock>,
 }
 
 impl<H: Clone + Send + Sync + 'static> Biplane<H> {
-    /// A router over a repository and a connector of any make.
+    /// A router over a repository and a connector of any make. If the repository knows its
+    /// [`change_source`](TenantRepository::change_source), as those of this crate do, the router follows it.
     pub fn builder<S>(repository: impl TenantRepository, connector: S) -> Builder<S>
     where
         S: ConnectorSettings,
         S::Connector: Connector<Handle = H>,
     {
         Builder {
+            changes: repository.change_source(),
             repository: Arc::new(repository),
             settings: connector,
             cache: CacheOptions::default(),
+            feed: FeedOptions::default(),
             clock: None,
         }
     }
@@ -76,6 +81,24 @@ impl<S: ConnectorSettings> Builder<S> {
     /// For how long routes are believed.
     pub fn cache(mut self, options: CacheOptions) -> Self {
         self.cache = options;
+        self
+    }
+
+    /// What changes are followed by, instead of what the repository says: a [`ChangeSource`], or a log that is polled.
+    pub fn changes(mut self, source: impl Into<ChangeSource>) -> Self {
+        self.changes = Some(source.into());
+        self
+    }
+
+    /// Follows no changes: routes go by their age alone.
+    pub fn without_changes(mut self) -> Self {
+        self.changes = None;
+        self
+    }
+
+    /// How changes are followed.
+    pub fn feed(mut self, options: FeedOptions) -> Self {
+        self.feed = options;
         self
     }
 
@@ -101,22 +124,27 @@ impl<S: ConnectorSettings> Builder<S> {
             repository: self.repository,
             settings,
             cache: self.cache,
+            changes: self.changes,
+            feed: self.feed,
             clock: self.clock,
         }
     }
 
-    /// Makes the router, without I/O: nothing connects before it is used.
+    /// Makes the router, without I/O of its own: no handle connects before it is used. The change feed begins at once
+    /// inside a tokio runtime, otherwise with the first lookup.
     ///
     /// # Errors
     /// [`InvalidConfiguration`](crate::error::ErrorKind::InvalidConfiguration) for settings that cannot work.
     pub fn build(self) -> Result<Biplane<<S::Connector as Connector>::Handle>, Error> {
         self.cache.check()?;
+        self.feed.check()?;
         let connector = self.settings.connector()?;
         let clock = self.clock.unwrap_or_else(Clock::system);
         Ok(Biplane::new(Router::new(
             self.repository,
             self.cache,
             clock,
+            self.changes.map(|source| Feed::new(source, self.feed)),
             connector,
         )))
     }

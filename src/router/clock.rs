@@ -19,7 +19,8 @@ const TICK: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct Clock {
     millis: Arc<AtomicU64>,
-    manual: bool,
+    /// When it began, unless it is moved by hand.
+    started: Option<Instant>,
 }
 
 impl Clock {
@@ -35,14 +36,14 @@ impl Clock {
     pub fn manual() -> Self {
         Self {
             millis: Arc::new(AtomicU64::new(1)),
-            manual: true,
+            started: None,
         }
     }
 
     /// Moves a clock made by [`Clock::manual`], and all its clones. Time itself, on the clock of the process, nobody
     /// moves.
     pub fn advance(&self, by: Duration) {
-        if self.manual {
+        if self.started.is_none() {
             // Saturates, so that no distance makes the clock go back.
             let moved = |now: u64| Some(now.saturating_add(millis(by)));
             let _ = self
@@ -56,13 +57,31 @@ impl Clock {
         self.millis.load(Ordering::Acquire)
     }
 
+    /// The time of the operating system, on the same scale, which [`Clock::now`] is behind of by a tick, and by any
+    /// length of time after the process was stopped.
+    pub(crate) fn exact(&self) -> u64 {
+        match self.started {
+            Some(started) => millis(started.elapsed()).saturating_add(1),
+            None => self.now(),
+        }
+    }
+
+    /// A clock of the process whose thread gets no time.
+    #[cfg(test)]
+    pub(super) fn stalled() -> Self {
+        Self {
+            millis: Arc::new(AtomicU64::new(1)),
+            started: Some(Instant::now()),
+        }
+    }
+
     fn start() -> Self {
+        let started = Instant::now();
         let clock = Self {
             millis: Arc::new(AtomicU64::new(1)),
-            manual: false,
+            started: Some(started),
         };
         let shared = Arc::clone(&clock.millis);
-        let started = Instant::now();
         let tick = move || {
             loop {
                 thread::sleep(TICK);

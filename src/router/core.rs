@@ -11,9 +11,10 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 
 use super::{
-    CacheOptions, Clock,
-    flights::{Batch, Joined},
-    known::Known,
+    CacheOptions, Clock, FeedHealth,
+    feed::Feed,
+    flights::{Batch, Moment},
+    known::{Admission, Known, StartWorker},
     stats::Counters,
     table::{Entry, Table},
 };
@@ -26,16 +27,18 @@ use crate::{
 
 /// Queries to the control plane at a time. Names that are asked for meanwhile gather for the next one, so two are
 /// enough for any number of cold tenants.
-const MAX_QUERIES: usize = 2;
+pub(super) const MAX_QUERIES: usize = 2;
 
 /// Names in one query.
-const MAX_NAMES: usize = 500;
+pub(super) const MAX_NAMES: usize = 500;
 
 pub(super) struct Core<H> {
     repository: Arc<dyn TenantRepository>,
     load_timeout: Duration,
+    reads_exact_time: bool,
     pub(super) known: Known<H>,
-    pub(super) clock: Clock,
+    clock: Clock,
+    feed: Option<Arc<Feed>>,
     pub(super) counters: Counters,
 }
 
@@ -44,42 +47,91 @@ impl<H: Clone + Send + Sync + 'static> Core<H> {
         repository: Arc<dyn TenantRepository>,
         options: CacheOptions,
         clock: Clock,
+        feed: Option<Feed>,
         table: &Arc<Table<H>>,
     ) -> Self {
         Self {
             repository,
             load_timeout: options.load_timeout,
+            reads_exact_time: options.fail_closed_after.is_some()
+                && !cfg!(biplane_mutant = "fail_closed_trusts_the_coarse_clock"),
             known: Known::new(options, table),
             clock,
+            feed: feed.map(Arc::new),
             counters: Counters::default(),
+        }
+    }
+
+    /// The time, by the clock that the options need.
+    #[inline]
+    pub(super) fn now(&self) -> u64 {
+        if self.reads_exact_time {
+            self.clock.exact()
+        } else {
+            self.clock.now()
         }
     }
 
     /// The entry of a name, from the control plane if what is known may not be served.
     pub(super) async fn resolve(self: &Arc<Self>, name: &TenantRef<'_>) -> Result<Arc<Entry<H>>, Error> {
         let name = name.to_name();
-        let now = self.clock.now();
-        let joined = match self.known.settled(&name, now) {
-            Some(settled) => Err(settled),
-            None => {
-                let runtime = tokio::runtime::Handle::try_current().map_err(|error| {
-                    Error::new(ErrorKind::Internal)
-                        .detail("asking the control plane needs a tokio runtime; call from within one")
-                        .caused_by(error)
-                })?;
-                let joined = self.known.join(&name, now, MAX_QUERIES);
-                if let Ok(Joined::StartWorker(_)) = &joined {
-                    runtime.spawn(Worker::new(Arc::clone(self)).work());
-                }
-                joined
+        let now = self.now();
+        if let Some(settled) = self.known.settled(&name, now) {
+            return self.count(settled);
+        }
+        let runtime = tokio::runtime::Handle::try_current().map_err(|error| {
+            Error::new(ErrorKind::Internal)
+                .detail("asking the control plane needs a tokio runtime; call from within one")
+                .caused_by(error)
+        })?;
+        // First, so that what is read now was read after the feed had its position, if that is quicker.
+        self.follow_changes(&runtime);
+        match self.known.join(&name, now, MAX_QUERIES) {
+            Admission::Settled(settled) => self.count(settled),
+            Admission::Refreshing(entry, worker) => {
+                self.start(&runtime, worker);
+                self.counters.hit();
+                Ok(entry)
             }
-        };
-        match joined {
-            Err(settled) => self.count(settled),
-            Ok(Joined::Wait(flight) | Joined::StartWorker(flight)) => {
+            Admission::Refused(error, moment) => {
+                self.counters.not_asked.fetch_add(1, Ordering::Relaxed);
+                self.or_stale(&name, Err(error), moment)
+            }
+            Admission::Wait(flight, worker, moment) => {
+                self.start(&runtime, worker);
                 self.counters.misses.fetch_add(1, Ordering::Relaxed);
-                self.or_stale(&name, flight.outcome().await)
+                self.or_stale(&name, flight.outcome().await, moment)
             }
+        }
+    }
+
+    /// Starts the feed, unless it runs or there is none.
+    pub(super) fn follow_changes(self: &Arc<Self>, runtime: &tokio::runtime::Handle) {
+        if let Some(feed) = &self.feed {
+            feed.start(self, runtime);
+        }
+    }
+
+    /// Ends the feed, for good.
+    pub(super) fn stop_following(&self) {
+        if let Some(feed) = &self.feed {
+            feed.stop();
+        }
+    }
+
+    pub(super) fn feed_health(&self) -> FeedHealth {
+        let health = |feed: &Arc<Feed>| feed.health(self.now());
+        self.feed.as_ref().map(health).unwrap_or_default()
+    }
+
+    /// Starts the workers that were counted.
+    pub(super) fn start(
+        self: &Arc<Self>,
+        runtime: &tokio::runtime::Handle,
+        workers: impl IntoIterator<Item = StartWorker>,
+    ) {
+        for StartWorker in workers {
+            runtime.spawn(Worker::new(Arc::clone(self)).work());
         }
     }
 
@@ -99,11 +151,12 @@ impl<H: Clone + Send + Sync + 'static> Core<H> {
         &self,
         name: &TenantName,
         outcome: Result<Arc<Entry<H>>, Error>,
+        moment: Moment,
     ) -> Result<Arc<Entry<H>>, Error> {
         let unknown = cfg!(biplane_mutant = "failure_means_unknown");
         match outcome {
             Err(error) if !matches!(error.kind(), ErrorKind::UnknownTenant | ErrorKind::Closed) => {
-                match self.known.stale(name, self.clock.now()) {
+                match self.known.stale(name, self.now(), moment) {
                     Some(entry) => {
                         self.counters.served_stale.fetch_add(1, Ordering::Relaxed);
                         Ok(entry)
@@ -161,11 +214,9 @@ impl<H: Clone + Send + Sync + 'static> Worker<H> {
                 return;
             };
             let names: Vec<TenantRef<'_>> = batch.flights.iter().map(|flight| flight.name.as_ref()).collect();
-            let asked_at = self.core.clock.now();
+            let asked_at = self.core.now();
             let outcomes = self.core.find(&names).await;
-            self.core
-                .known
-                .land(batch, outcomes, asked_at, self.core.clock.now());
+            self.core.known.land(batch, outcomes, asked_at, self.core.now());
             self.batch = None;
         }
     }
@@ -184,7 +235,7 @@ impl<H: Clone + Send + Sync + 'static> Drop for Worker<H> {
 #[async_trait]
 impl<H: Clone + Send + Sync + 'static> Routes for Arc<Core<H>> {
     fn current(&self, tenant: TenantId) -> Option<Result<Arc<Route>, Error>> {
-        let now = self.clock.now();
+        let now = self.now();
         let route = self.known.route(tenant).filter(|route| route.is_fresh(now))?;
         Some(route.open())
     }
@@ -196,7 +247,7 @@ impl<H: Clone + Send + Sync + 'static> Routes for Arc<Core<H>> {
 
     fn age(&self, tenant: TenantId) -> Option<Duration> {
         let confirmed_at = self.known.route(tenant)?.confirmed_at();
-        let age = self.clock.now().saturating_sub(confirmed_at);
+        let age = self.now().saturating_sub(confirmed_at);
         Some(Duration::from_millis(age))
     }
 }
@@ -206,5 +257,42 @@ impl<H: Clone + Send + Sync + 'static> fmt::Debug for Core<H> {
         f.debug_struct("Core")
             .field("tenants", &self.known.tenants())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        connector::memory::{MemoryConnector, MemoryDb},
+        repository::{Actor, MemoryControl, NewSource, NewTenant, TenantAdmin},
+        router::{Router, TenantRouter},
+        tenant::{Location, Slug, TenantStatus},
+    };
+
+    /// The process was stopped, and its coarse clock does not know yet.
+    #[tokio::test]
+    async fn a_bound_that_fails_closed_is_held_against_the_clock_of_the_operating_system() {
+        let bound = Duration::from_millis(200);
+        let control = MemoryControl::new();
+        let (by, slug) = (Actor::new("a test", "age"), Slug::parse("acme").unwrap());
+        let source = NewSource::new("acme", Location::Memory);
+        let source = control.create_source(&by, source).await.unwrap();
+        let tenant = control
+            .create(&by, NewTenant::new(slug, source.id))
+            .await
+            .unwrap();
+        let active = control.set_status(&by, tenant.id, tenant.version, TenantStatus::Active);
+        active.await.unwrap();
+        let routed = async |options: CacheOptions| {
+            let connector = MemoryConnector::new(|_| ());
+            let repository = Arc::new(control.clone());
+            let router = Router::new(repository, options, Clock::stalled(), None, connector);
+            let _: MemoryDb<()> = router.route(&TenantRef::Slug(&slug)).await.unwrap();
+            std::thread::sleep(bound);
+            router.cached(&TenantRef::Slug(&slug)).is_some()
+        };
+        assert!(routed(CacheOptions::default()).await);
+        assert!(!routed(CacheOptions::default().fail_closed_after(bound)).await);
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::{
     error::Error,
-    tenant::{TenantId, TenantName},
+    tenant::{DataSourceId, TenantId, TenantName},
 };
 
 /// A load of one name, which any number of callers wait for.
@@ -55,7 +55,7 @@ impl<T: Clone> Flight<T> {
 }
 
 /// A moment, counted up by everything that must be ordered.
-type Moment = u64;
+pub(super) type Moment = u64;
 
 /// The loads of one query.
 #[derive(Debug)]
@@ -74,9 +74,19 @@ pub(super) struct Flights<T> {
     /// Queries under way.
     air: Vec<Batch<T>>,
     workers: usize,
-    /// When each tenant was last invalidated, for as long as a query is under way that may have begun before.
-    invalidated: HashMap<TenantId, Moment>,
-    last_invalidation: Moment,
+    /// When each tenant was last invalidated or changed, for as long as a query is under way that may have begun before.
+    tenants: HashMap<TenantId, Moment>,
+    /// The same of data sources.
+    sources: HashMap<DataSourceId, Moment>,
+    /// Anything at all.
+    last_change: Moment,
+    last_source: Moment,
+    /// Names may have changed hands.
+    last_names: Moment,
+    /// Whatever was read before counts no more.
+    everything: Moment,
+    /// Of what was read before, changes may have been missed.
+    unsure: Moment,
 }
 
 /// What a caller does after joining.
@@ -96,8 +106,13 @@ impl<T> Default for Flights<T> {
             queue: VecDeque::new(),
             air: Vec::new(),
             workers: 0,
-            invalidated: HashMap::new(),
-            last_invalidation: 0,
+            tenants: HashMap::new(),
+            sources: HashMap::new(),
+            last_change: 0,
+            last_source: 0,
+            last_names: 0,
+            everything: 0,
+            unsure: 0,
         }
     }
 }
@@ -105,11 +120,10 @@ impl<T> Default for Flights<T> {
 impl<T: Clone> Flights<T> {
     /// Joins the load of a name, or asks for one.
     pub(super) fn join(&mut self, name: &TenantName, max_workers: usize) -> Joined<T> {
-        if let Some((flight, begun)) = self.latest.get(name) {
-            let overtaken = begun.is_some_and(|begun| self.is_overtaken(name, begun));
-            if !overtaken && !cfg!(biplane_mutant = "no_single_flight") {
-                return Joined::Wait(Arc::clone(flight));
-            }
+        if let Some(flight) = self.under_way(name)
+            && !cfg!(biplane_mutant = "no_single_flight")
+        {
+            return Joined::Wait(Arc::clone(flight));
         }
         let flight = Arc::new(Flight::new(name.clone()));
         self.latest.insert(name.clone(), (Arc::clone(&flight), None));
@@ -120,6 +134,17 @@ impl<T: Clone> Flights<T> {
         } else {
             Joined::Wait(flight)
         }
+    }
+
+    /// Whether a new caller of this name has a load to wait for.
+    pub(super) fn is_under_way(&self, name: &TenantName) -> bool {
+        self.under_way(name).is_some()
+    }
+
+    fn under_way(&self, name: &TenantName) -> Option<&Arc<Flight<T>>> {
+        let (flight, begun) = self.latest.get(name)?;
+        let overtaken = begun.is_some_and(|begun| self.is_load_overtaken(name, begun));
+        (!overtaken).then_some(flight)
     }
 
     /// The loads for the next query of a worker, which ends when there are none.
@@ -152,7 +177,8 @@ impl<T: Clone> Flights<T> {
         }
         self.air.retain(|other| other.begun != batch.begun);
         if self.air.is_empty() {
-            self.invalidated.clear();
+            self.tenants.clear();
+            self.sources.clear();
         }
     }
 
@@ -184,35 +210,99 @@ impl<T: Clone> Flights<T> {
 
     /// Whatever was read about this tenant before now does not count.
     pub(super) fn invalidate(&mut self, tenant: TenantId) {
+        self.changed(tenant);
+        self.names_moved();
+    }
+
+    /// A tenant is known to have changed before now, and kept its names.
+    pub(super) fn changed(&mut self, tenant: TenantId) {
         self.now += 1;
-        self.last_invalidation = self.now;
+        self.last_change = self.now;
         if !self.air.is_empty() {
-            self.invalidated.insert(tenant, self.now);
+            self.tenants.insert(tenant, self.now);
         }
     }
 
-    /// Whether a tenant was invalidated since this query began.
-    pub(super) fn is_tenant_overtaken(&self, tenant: TenantId, batch: &Batch<T>) -> bool {
+    /// Names are known to have changed hands before now, or to be new.
+    pub(super) fn names_moved(&mut self) {
+        self.now += 1;
+        self.last_change = self.now;
+        self.last_names = self.now;
+    }
+
+    /// A data source is known to have changed before now.
+    pub(super) fn source_changed(&mut self, source: DataSourceId) {
+        self.now += 1;
+        self.last_change = self.now;
+        self.last_source = self.now;
+        if !self.air.is_empty() {
+            self.sources.insert(source, self.now);
+        }
+    }
+
+    /// Whatever was read before now does not count.
+    pub(super) fn overtake_all(&mut self) {
+        self.now += 1;
+        self.everything = self.now;
+        self.last_change = self.now;
+    }
+
+    /// Of what was read before now, changes may have been missed.
+    pub(super) fn doubt_all(&mut self) {
+        self.now += 1;
+        self.unsure = self.now;
+    }
+
+    /// Now.
+    pub(super) fn moment(&self) -> Moment {
+        self.now
+    }
+
+    /// Whether anything is known to have changed since then.
+    pub(super) fn has_changed_since(&self, moment: Moment) -> bool {
+        self.last_change > moment
+    }
+
+    /// Whether a tenant, or the data source that this query found it on, is known to have changed since it began.
+    pub(super) fn is_tenant_overtaken(
+        &self,
+        tenant: TenantId,
+        source: DataSourceId,
+        batch: &Batch<T>,
+    ) -> bool {
         if cfg!(biplane_mutant = "late_publish") {
             return false;
         }
-        self.invalidated
-            .get(&tenant)
-            .is_some_and(|invalidated| batch.begun <= *invalidated)
+        let changed = [self.tenants.get(&tenant), self.sources.get(&source)];
+        let latest = changed.into_iter().flatten().max().copied().unwrap_or(0);
+        batch.begun <= latest.max(self.everything)
     }
 
-    /// Whether what this query found out about whom a name belongs to has become doubtful since it began.
+    /// Whether what this query found out about whom a name belongs to has become doubtful since it began. A slug or
+    /// domain may have belonged to any tenant, or belong to any now.
     pub(super) fn is_name_overtaken(&self, name: &TenantName, batch: &Batch<T>) -> bool {
-        self.is_overtaken(name, batch.begun)
+        let moved = match name {
+            TenantName::Id(tenant) => self.tenants.get(tenant).copied().unwrap_or(0),
+            TenantName::Slug(_) | TenantName::Domain(_) => self.last_names,
+        };
+        batch.begun <= moved.max(self.everything)
     }
 
-    /// A slug or domain may have belonged to any tenant, or belong to any now, so that each invalidation overtakes it.
-    fn is_overtaken(&self, name: &TenantName, begun: Moment) -> bool {
-        let overtaken_at = match name {
-            TenantName::Id(tenant) => self.invalidated.get(tenant).copied().unwrap_or(0),
-            TenantName::Slug(_) | TenantName::Domain(_) => self.last_invalidation,
+    /// Whether changes may have been missed that came after this query began.
+    pub(super) fn is_unsure(&self, batch: &Batch<T>) -> bool {
+        batch.begun <= self.unsure
+    }
+
+    /// Whether a load that began then may lead a new caller to what is known to have changed since.
+    fn is_load_overtaken(&self, name: &TenantName, begun: Moment) -> bool {
+        let changed = match name {
+            TenantName::Id(tenant) => {
+                let changed = self.tenants.get(tenant).copied().unwrap_or(0);
+                changed.max(self.last_source)
+            }
+            TenantName::Slug(_) | TenantName::Domain(_) => self.last_change,
         };
-        begun <= overtaken_at
+        begun <= changed.max(self.everything)
     }
 
     fn forget(&mut self, flight: &Arc<Flight<T>>) {

@@ -21,15 +21,14 @@ use shuttle::{
 
 use super::{
     CacheOptions,
-    flights::Joined,
-    known::Known,
+    known::{Admission, Known, Page, StartWorker},
     table::{Entry, Table},
 };
 use crate::{
     error::{Error, ErrorKind},
-    repository::Found,
+    repository::{Change, ChangeKind, Found, Subject},
     tenant::{
-        DataSource, DataSourceId, Isolation, Location, Placement, Resolved, Slug, Tenant, TenantId,
+        DataSource, DataSourceId, Isolation, Location, Placement, Resolved, Seq, Slug, Tenant, TenantId,
         TenantName, TenantRecord, TenantRef, TenantStatus, Version,
     },
 };
@@ -163,9 +162,11 @@ impl World {
 
     fn load(self: &Arc<Self>, name: &TenantName) -> Result<Arc<Entry<Handle>>, Error> {
         match self.known.join(name, NOW, 2) {
-            Err(settled) => settled,
-            Ok(Joined::Wait(flight)) => block_on(flight.outcome()),
-            Ok(Joined::StartWorker(flight)) => {
+            Admission::Settled(settled) => settled,
+            Admission::Refreshing(..) => panic!("nothing ages here"),
+            Admission::Refused(error, _) => Err(error),
+            Admission::Wait(flight, None, _) => block_on(flight.outcome()),
+            Admission::Wait(flight, Some(StartWorker), _) => {
                 let world = Arc::clone(self);
                 let worker = thread::spawn(move || world.work());
                 let outcome = block_on(flight.outcome());
@@ -173,6 +174,34 @@ impl World {
                 outcome
             }
         }
+    }
+
+    /// Changes a tenant, which the feed finds out and applies.
+    fn change_and_look(self: &Arc<Self>, tenant: usize) {
+        let version = {
+            let mut truth = self.truth.lock().unwrap();
+            truth.tenants[tenant].1 += 1;
+            truth.tenants[tenant].1
+        };
+        let subject = Subject::Tenant(self.id(tenant));
+        let at = std::time::SystemTime::UNIX_EPOCH;
+        let change = Change::new(Seq::new(version), subject, ChangeKind::Settings, at);
+        self.look(&[change]);
+    }
+
+    fn look(self: &Arc<Self>, changes: &[Change]) {
+        let page = Page {
+            changes,
+            is_last: true,
+            asked_at: NOW,
+        };
+        let followed = self.known.follow(&page, 2);
+        join(
+            followed
+                .workers
+                .into_iter()
+                .map(|StartWorker| spawn(self, |world| world.work())),
+        );
     }
 
     fn names(&self) -> [TenantName; 2] {
@@ -230,6 +259,88 @@ fn nothing_read_before_an_announcement_is_given_to_who_asks_after_it() {
         for name in world.names() {
             assert_eq!(world.route(&name).unwrap().0, 2);
         }
+    });
+}
+
+#[test]
+fn nothing_older_than_what_the_feed_has_applied_is_given_to_who_asks_after_it() {
+    tried(|| {
+        let world = World::new();
+        let applied = Arc::new(AtomicU64::new(1));
+        let mut threads: Vec<_> = world
+            .names()
+            .into_iter()
+            .map(|name| {
+                let applied = Arc::clone(&applied);
+                spawn(&world, move |world| {
+                    for _ in 0..2 {
+                        let least = applied.load(SeqCst);
+                        let (version, _) = world.route(&name).unwrap();
+                        assert!(version >= least, "{version} after {least} was applied");
+                    }
+                })
+            })
+            .collect();
+        threads.push(spawn(&world, move |world| {
+            world.change_and_look(0);
+            applied.store(2, SeqCst);
+            // Nothing more has changed, which confirms the rest.
+            world.look(&[]);
+        }));
+        join(threads);
+        for name in world.names() {
+            assert_eq!(world.route(&name).unwrap().0, 2);
+        }
+    });
+}
+
+#[test]
+fn what_is_served_because_a_load_failed_does_not_outlast_a_change() {
+    tried(|| {
+        let world = World::new();
+        let name = TenantName::Id(world.id(0));
+        world.route(&name).unwrap();
+        world.known.begin_to_follow();
+        // So much later that it has to be asked for.
+        let later = NOW + 1_000_000;
+        let failing = spawn(&world, {
+            let name = name.clone();
+            move |world| {
+                if let Admission::Wait(flight, worker, moment) = world.known.join(&name, later, 1) {
+                    if worker.is_some() {
+                        let unavailable = || Err(ErrorKind::ControlPlaneUnavailable.into());
+                        while let Some(batch) = world.known.take(500) {
+                            world.known.land(&batch, unavailable(), later, later);
+                        }
+                    }
+                    if block_on(flight.outcome()).is_err() {
+                        world.known.stale(&name, later, moment);
+                    }
+                }
+            }
+        });
+        let changing = spawn(&world, |world| {
+            let subject = Subject::Tenant(world.id(0));
+            let at = std::time::SystemTime::UNIX_EPOCH;
+            let changes = [Change::new(Seq::FIRST, subject, ChangeKind::Status, at)];
+            let page = Page {
+                changes: &changes,
+                is_last: true,
+                asked_at: later,
+            };
+            // Nobody reads it again: its workers fail as well.
+            for StartWorker in world.known.follow(&page, 1).workers {
+                while let Some(batch) = world.known.take(500) {
+                    let unavailable = Err(ErrorKind::ControlPlaneUnavailable.into());
+                    world.known.land(&batch, unavailable, later, later);
+                }
+            }
+            assert!(
+                world.table.handle(&TenantRef::Id(world.id(0)), later).is_none(),
+                "served without asking when its change was applied"
+            );
+        });
+        join([failing, changing]);
     });
 }
 
@@ -314,7 +425,7 @@ fn a_stale_route_that_is_served_on_does_not_outlive_its_invalidation() {
             move |world| {
                 for name in &names {
                     let over = announced.load(SeqCst);
-                    assert!(!(world.known.stale(name, NOW).is_some() && over));
+                    assert!(!(world.known.stale(name, NOW, u64::MAX).is_some() && over));
                 }
             }
         });
@@ -371,9 +482,8 @@ fn a_worker_that_is_stopped_leaves_nobody_waiting() {
     tried(|| {
         let world = World::new();
         let doomed = |world: &Arc<World>, name: &TenantName| match world.known.join(name, NOW, 1) {
-            Err(_) => {}
-            Ok(Joined::Wait(flight)) => drop(block_on(flight.outcome())),
-            Ok(Joined::StartWorker(flight)) => {
+            Admission::Wait(flight, None, _) => drop(block_on(flight.outcome())),
+            Admission::Wait(flight, Some(StartWorker), _) => {
                 let stopping = spawn(world, |world| {
                     let batch = world.known.take(1);
                     let stopped = ErrorKind::ControlPlaneUnavailable.into();
@@ -384,6 +494,7 @@ fn a_worker_that_is_stopped_leaves_nobody_waiting() {
                 drop(block_on(flight.outcome()));
                 stopping.join().unwrap();
             }
+            _ => {}
         };
         join(
             world

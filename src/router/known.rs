@@ -4,37 +4,97 @@
 //! invalidations since it began. Readers take no lock: a route carries its own end of freshness, so that retiring it
 //! there takes it from every name at once.
 
-use std::{
-    hash::BuildHasher,
-    sync::{Arc, PoisonError, Weak, atomic::Ordering},
-};
+mod changes;
+mod landing;
 
+use std::sync::{Arc, PoisonError, Weak, atomic::Ordering};
+
+pub(super) use self::changes::Page;
+use self::landing::Landing;
 use super::{
     CacheOptions, clock,
-    flights::{Batch, Flight, Flights, Joined},
+    flights::{Batch, Flight, Flights, Joined, Moment},
+    pacing::Pacing,
     sync::{AtomicBool, Map, Mutex, MutexGuard},
-    table::{Entry, Named, Table},
+    table::{Entry, Table},
 };
 use crate::{
-    connector::{Route, versions},
+    connector::{Route, Standing},
     error::{Error, ErrorKind},
     repository::Found,
-    tenant::{Access, Resolved, Tenant, TenantId, TenantName, Version},
+    tenant::{Access, TenantId, TenantName},
 };
 
 type Answer<H> = Result<Arc<Entry<H>>, Error>;
 
 pub(super) struct Known<H> {
     options: CacheOptions,
+    ages: Ages,
     routes: Map<TenantId, Arc<Route>>,
     /// Weak, because the handles in the table keep the core, and with it this, alive.
     table: Weak<Table<H>>,
     /// Names that lead nowhere, and until when that is believed.
     unknown: moka::sync::Cache<TenantName, u64>,
     jitter: foldhash::fast::RandomState,
-    flights: Mutex<Flights<Arc<Entry<H>>>>,
+    desk: Mutex<Desk<H>>,
     closed: AtomicBool,
 }
+
+/// What is behind the one lock.
+struct Desk<H> {
+    flights: Flights<Arc<Entry<H>>>,
+    pacing: Pacing,
+}
+
+/// The ages up to which a route may be served, in milliseconds, none above the bound that fails closed.
+struct Ages {
+    fresh: u64,
+    refresh: u64,
+    stale: u64,
+}
+
+impl Ages {
+    fn new(options: &CacheOptions) -> Self {
+        let stale = options
+            .fail_closed_after
+            .map_or(options.stale_for, |bound| bound.min(options.stale_for));
+        let millis = |time: std::time::Duration| clock::millis(time.min(stale));
+        Self {
+            fresh: millis(options.fresh_for),
+            refresh: millis(options.refresh_for),
+            stale: millis(stale),
+        }
+    }
+
+    const fn fresh_until(&self, confirmed_at: u64) -> u64 {
+        confirmed_at.saturating_add(self.fresh)
+    }
+
+    fn refreshed_until(&self, route: &Route) -> u64 {
+        route.confirmed_at().saturating_add(self.refresh)
+    }
+
+    fn stale_until(&self, route: &Route) -> u64 {
+        route.confirmed_at().saturating_add(self.stale)
+    }
+}
+
+/// What a caller that the cache had no fresh answer for is to do.
+pub(super) enum Admission<H> {
+    /// It has its answer, because one has come in meanwhile.
+    Settled(Answer<H>),
+    /// It is served with what is known, while that is refreshed.
+    Refreshing(Arc<Entry<H>>, Option<StartWorker>),
+    /// Nobody is asked now.
+    Refused(Error, Moment),
+    /// Wait.
+    Wait(Arc<Flight<Arc<Entry<H>>>>, Option<StartWorker>, Moment),
+}
+
+/// A worker has been counted and must be started.
+#[must_use]
+#[derive(Debug)]
+pub(super) struct StartWorker;
 
 impl<H: Clone + Send + Sync + 'static> Known<H> {
     pub(super) fn new(options: CacheOptions, table: &Arc<Table<H>>) -> Self {
@@ -44,12 +104,16 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
             .eviction_policy(moka::policy::EvictionPolicy::lru())
             .build();
         Self {
+            ages: Ages::new(&options),
+            desk: Mutex::new(Desk {
+                flights: Flights::default(),
+                pacing: Pacing::new(&options),
+            }),
             options,
             routes: Map::new(),
             table: Arc::downgrade(table),
             unknown,
             jitter: foldhash::fast::RandomState::default(),
-            flights: Mutex::new(Flights::default()),
             closed: AtomicBool::new(false),
         }
     }
@@ -66,23 +130,55 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         unknown.then(|| Err(ErrorKind::UnknownTenant.into()))
     }
 
-    /// Joins the load of a name, unless one has landed since the caller looked.
-    pub(super) fn join(
-        &self,
-        name: &TenantName,
-        now: u64,
-        max_workers: usize,
-    ) -> Result<Joined<Arc<Entry<H>>>, Answer<H>> {
-        let mut flights = self.flights();
+    /// Joins the load of a name, unless one has landed since the caller looked, or what is known will do.
+    pub(super) fn join(&self, name: &TenantName, now: u64, max_workers: usize) -> Admission<H> {
+        let mut desk = self.desk();
         match self.settled(name, now) {
-            Some(settled) if !cfg!(biplane_mutant = "join_does_not_look_again") => Err(settled),
-            _ => Ok(flights.join(name, max_workers)),
+            Some(settled) if !cfg!(biplane_mutant = "join_does_not_look_again") => {
+                return Admission::Settled(settled);
+            }
+            _ => {}
         }
+        let moment = desk.flights.moment();
+        let entry = self.entry(name);
+        let paused = desk.pacing.paused(now);
+        if let Some(entry) = entry.as_ref().filter(|entry| self.is_ageing(&entry.route, now)) {
+            // Those who come next do not ask, unless the refresh comes to nothing.
+            let retry_at = desk.pacing.retry_at(now);
+            entry
+                .route
+                .extend(retry_at.min(self.ages.refreshed_until(&entry.route)));
+            let worker = match paused {
+                Some(_) => None,
+                None => start(desk.flights.join(name, max_workers)).1,
+            };
+            return Admission::Refreshing(Arc::clone(entry), worker);
+        }
+        if !desk.flights.is_under_way(name) {
+            if let Some(error) = paused {
+                return Admission::Refused(error, moment);
+            }
+            if entry.is_none() && !desk.pacing.admits_unknown(now) {
+                return Admission::Refused(ErrorKind::TooManyUnknownNames.into(), moment);
+            }
+        }
+        let (flight, worker) = start(desk.flights.join(name, max_workers));
+        Admission::Wait(flight, worker, moment)
+    }
+
+    /// Whether a route may be served while it is refreshed: no longer fresh and not yet too old, of an open tenant, and
+    /// not known to have changed.
+    fn is_ageing(&self, route: &Route, now: u64) -> bool {
+        !cfg!(biplane_mutant = "refreshes_are_waited_for")
+            && !route.is_retired()
+            && route.access() != Access::Refused
+            && route.standing() != Standing::Changed
+            && now < self.ages.refreshed_until(route)
     }
 
     /// The loads for the next query of a worker, which ends when there are none.
     pub(super) fn take(&self, most: usize) -> Option<Batch<Arc<Entry<H>>>> {
-        self.flights().take(most)
+        self.desk().flights.take(most)
     }
 
     /// Learns what a query found, and tells those who wait. The query was begun at `asked_at`.
@@ -93,26 +189,36 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         asked_at: u64,
         now: u64,
     ) {
-        let mut flights = self.flights();
+        let mut desk = self.desk();
+        let Desk { flights, pacing } = &mut *desk;
         let landing = Landing {
             known: self,
-            flights: &flights,
+            flights,
             batch,
             asked_at,
             now,
         };
         let answers: Vec<Answer<H>> = match outcomes {
             _ if self.is_closed() => vec![Err(ErrorKind::Closed.into()); batch.flights.len()],
-            Err(error) => vec![Err(error); batch.flights.len()],
-            Ok(outcomes) => batch
-                .flights
-                .iter()
-                .zip(outcomes)
-                .map(|(flight, outcome)| landing.learn(&flight.name, outcome))
-                .collect(),
+            Err(error) => {
+                pacing.failed(&error, now);
+                vec![Err(error); batch.flights.len()]
+            }
+            Ok(outcomes) => {
+                pacing.answered();
+                let outcomes = batch.flights.iter().zip(outcomes);
+                outcomes
+                    .map(|(flight, outcome)| {
+                        if let Ok(None) = outcome {
+                            pacing.found_unknown();
+                        }
+                        landing.learn(&flight.name, outcome)
+                    })
+                    .collect()
+            }
         };
         flights.end(batch);
-        drop(flights);
+        drop(desk);
         for (flight, answer) in batch.flights.iter().zip(answers) {
             flight.land(answer);
         }
@@ -120,14 +226,14 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
 
     /// A worker stopped, in the middle of a query if `batch` is given: tells those who would wait for ever.
     pub(super) fn abandon(&self, batch: Option<&Batch<Arc<Entry<H>>>>, error: &Error) {
-        let orphans = self.flights().abandon(batch);
+        let orphans = self.desk().flights.abandon(batch);
         tell(&orphans, error);
     }
 
     /// Once this returns, nothing that was read about the tenant before the call is given to anybody who asks later.
     pub(super) fn invalidate(&self, tenant: TenantId) {
-        let mut flights = self.flights();
-        flights.invalidate(tenant);
+        let mut desk = self.desk();
+        desk.flights.invalidate(tenant);
         self.forget(tenant);
         // A tenant that was created or renamed may have a name that was unknown until now.
         if !cfg!(biplane_mutant = "unknown_survives_invalidation") {
@@ -137,10 +243,10 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
 
     /// Gives nothing out any more, and tells everybody who waits.
     pub(super) fn close(&self) {
-        let mut flights = self.flights();
+        let mut desk = self.desk();
         // Under the lock, so that no load is begun or learnt from after this.
         self.closed.store(true, Ordering::Release);
-        let waiting = flights.close();
+        let waiting = desk.flights.close();
         if !cfg!(biplane_mutant = "close_keeps_the_table") {
             self.routes.for_each(|route| route.retire());
             self.routes.clear();
@@ -149,7 +255,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
             }
         }
         self.unknown.invalidate_all();
-        drop(flights);
+        drop(desk);
         tell(&waiting, &ErrorKind::Closed.into());
     }
 
@@ -168,20 +274,21 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
     }
 
     /// What a name led to the last time, when the control plane cannot say what it leads to now: an open tenant's
-    /// route, for as long as the options allow, and without asking again at once.
-    pub(super) fn stale(&self, name: &TenantName, now: u64) -> Option<Arc<Entry<H>>> {
+    /// route, for as long as the options allow. It is served on for a while without asking again, unless something has
+    /// changed since the caller came, at `moment`.
+    pub(super) fn stale(&self, name: &TenantName, now: u64, moment: Moment) -> Option<Arc<Entry<H>>> {
+        let desk = self.desk();
         let entry = self.entry(name)?;
         let route = &entry.route;
-        let stale_until = route
-            .confirmed_at()
-            .saturating_add(clock::millis(self.options.stale_for));
+        let stale_until = self.ages.stale_until(route);
         let refused = route.access() == Access::Refused && !cfg!(biplane_mutant = "closed_tenants_go_stale");
-        if refused || now >= stale_until {
+        if refused || now >= stale_until || route.is_retired() {
             return None;
         }
-        let retry_at = now.saturating_add(clock::millis(self.options.retry_after));
-        route.extend(retry_at.min(stale_until));
-        (!route.is_retired()).then_some(entry)
+        if !desk.flights.has_changed_since(moment) || cfg!(biplane_mutant = "failures_outlast_changes") {
+            route.extend(desk.pacing.retry_at(now).min(stale_until));
+        }
+        Some(entry)
     }
 
     fn entry(&self, name: &TenantName) -> Option<Arc<Entry<H>>> {
@@ -210,142 +317,17 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         }
     }
 
-    fn flights(&self) -> MutexGuard<'_, Flights<Arc<Entry<H>>>> {
+    fn desk(&self) -> MutexGuard<'_, Desk<H>> {
         // Nothing that runs under this lock leaves a half-made change behind when it panics.
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A query that lands, under the lock.
-struct Landing<'a, H> {
-    known: &'a Known<H>,
-    flights: &'a Flights<Arc<Entry<H>>>,
-    batch: &'a Batch<Arc<Entry<H>>>,
-    asked_at: u64,
-    now: u64,
-}
-
-impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
-    fn learn(&self, name: &TenantName, outcome: Found) -> Answer<H> {
-        let Some(resolved) = outcome? else {
-            self.learn_unknown(name);
-            return Err(ErrorKind::UnknownTenant.into());
-        };
-        if !has_name(&resolved.record.tenant, name) && !cfg!(biplane_mutant = "answers_are_not_checked") {
-            return Err(Error::new(ErrorKind::Internal)
-                .detail("the repository answered for another name than it was asked"));
-        }
-        let version = resolved.name_version;
-        let entry = self.learn_route(name, resolved)?;
-        self.learn_name(name, version, entry)
+fn start<T>(joined: Joined<T>) -> (Arc<Flight<T>>, Option<StartWorker>) {
+    match joined {
+        Joined::Wait(flight) => (flight, None),
+        Joined::StartWorker(flight) => (flight, Some(StartWorker)),
     }
-
-    /// Makes a record the tenant's route, unless something newer is known or it was overtaken.
-    fn learn_route(&self, name: &TenantName, resolved: Resolved) -> Answer<H> {
-        let known = self.known;
-        let record = resolved.record;
-        let tenant = record.tenant.id;
-        if self.flights.is_tenant_overtaken(tenant, self.batch) {
-            return Ok(Arc::new(Entry::new(Arc::new(Route::overtaken(
-                record,
-                self.asked_at,
-            )))));
-        }
-        let fresh_until = self
-            .asked_at
-            .saturating_add(clock::millis(known.options.fresh_for));
-        if let Some(current) = known.route(tenant) {
-            let (old, new) = (current.versions(), versions(&record));
-            if new < old && !cfg!(biplane_mutant = "older_route_wins") {
-                let still_its_name = has_name(current.tenant(), name);
-                return (still_its_name && current.is_fresh(self.now))
-                    .then(|| known.entry_of(&current))
-                    .ok_or_else(outdated);
-            }
-            if new == old {
-                current.confirm(self.asked_at, fresh_until);
-                return Ok(known.entry_of(&current));
-            }
-        }
-        known.forget(tenant);
-        let route = Arc::new(Route::new(record, self.asked_at, fresh_until));
-        let entry = Arc::new(Entry::new(Arc::clone(&route)));
-        if cfg!(biplane_mutant = "route_before_entry") {
-            known.routes.insert(tenant, Arc::clone(&route));
-        }
-        // The entry comes first: a reader that finds the route must find the one entry that it has.
-        if let Some(table) = known.table.upgrade() {
-            table.enter(Arc::clone(&entry));
-        }
-        known.routes.insert(tenant, route);
-        Ok(entry)
-    }
-
-    /// Lets a slug or domain lead there, unless it has changed hands since or that is in doubt.
-    fn learn_name(&self, name: &TenantName, version: Option<Version>, entry: Arc<Entry<H>>) -> Answer<H> {
-        let Some(table) = self.known.table.upgrade() else {
-            return Ok(entry);
-        };
-        if let Some(bound) = table.named(name).filter(|bound| version < bound.version)
-            && !cfg!(biplane_mutant = "names_ignore_versions")
-        {
-            let fresh = bound.entry.route.is_fresh(self.now);
-            return fresh.then_some(bound.entry).ok_or_else(outdated);
-        }
-        let doubtful =
-            self.flights.is_name_overtaken(name, self.batch) && !cfg!(biplane_mutant = "late_name_is_bound");
-        if !entry.route.is_retired() && !doubtful {
-            let named = Named {
-                entry: Arc::clone(&entry),
-                version,
-            };
-            table.bind(name, named);
-        }
-        Ok(entry)
-    }
-
-    fn learn_unknown(&self, name: &TenantName) {
-        let known = self.known;
-        if self.flights.is_name_overtaken(name, self.batch) {
-            return;
-        }
-        match name {
-            TenantName::Id(tenant) => {
-                // A route that was read after this query had begun knows better.
-                if known
-                    .route(*tenant)
-                    .is_some_and(|route| route.confirmed_at() <= self.asked_at)
-                {
-                    known.forget(*tenant);
-                }
-            }
-            TenantName::Slug(_) | TenantName::Domain(_) => {
-                if let Some(table) = known.table.upgrade() {
-                    table.unbind(name);
-                }
-            }
-        }
-        // Each name may be asked for again at a time of its own, after three quarters of the time at the earliest.
-        let longest = clock::millis(known.options.unknown_for);
-        let shorter = known.jitter.hash_one((name, self.now)) % (longest / 4 + 1);
-        let until = self.now.saturating_add(longest - shorter);
-        known.unknown.insert(name.clone(), until);
-    }
-}
-
-/// Whether a name is one of the tenant's. A repository that mixes up the order of its answers must not lead one tenant
-/// to another's data.
-fn has_name(tenant: &Tenant, name: &TenantName) -> bool {
-    match name {
-        TenantName::Id(id) => tenant.id == *id,
-        TenantName::Slug(slug) => tenant.slug == *slug,
-        TenantName::Domain(domain) => tenant.domains.contains(domain),
-    }
-}
-
-/// Older data than is known confirms nothing, so it counts as no answer.
-fn outdated() -> Error {
-    Error::new(ErrorKind::ControlPlaneUnavailable).detail("it answered with older data than is known already")
 }
 
 fn tell<H>(flights: &[Arc<Flight<Arc<Entry<H>>>>], error: &Error) {

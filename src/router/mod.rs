@@ -8,16 +8,19 @@
 mod builder;
 mod clock;
 mod core;
+mod feed;
 mod flights;
 #[cfg(all(test, biplane_shuttle))]
 mod interleavings;
 mod known;
 mod options;
+mod pacing;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod stats;
 mod sync;
 mod table;
+mod warm_up;
 
 use std::{
     fmt::{self, Debug},
@@ -34,17 +37,19 @@ pub use self::postgres::CheckedBuilder;
 pub use self::{
     builder::{Builder, ConnectorSettings, Mapped, MappedConnector},
     clock::Clock,
-    options::CacheOptions,
+    feed::{FeedEngine, FeedHealth},
+    options::{CacheOptions, FeedOptions},
     stats::RouterStats,
+    warm_up::WarmUp,
 };
-use self::{core::Core, table::Table};
+use self::{core::Core, feed::Feed, table::Table};
 #[cfg(feature = "postgres")]
 use crate::plane::TenantDb;
 use crate::{
     connector::{Connector, Routes, TenantRoute},
     error::{Error, ErrorKind},
     repository::TenantRepository,
-    tenant::{TenantId, TenantRef},
+    tenant::{Seq, TenantId, TenantRef},
 };
 
 /// Turns names into handles.
@@ -56,15 +61,18 @@ use crate::{
 ///   kept it from answering is another error.
 /// - A tenant whose status lets nothing through gets [`Inactive`](ErrorKind::Inactive) and no handle. A handle that was
 ///   given out before finds out at its next use.
-/// - A change that is announced by [`invalidate`](TenantRouter::invalidate) acts at once; one that is not acts when the
-///   route is no longer fresh. A name that changes hands concerns two tenants; announce both.
+/// - A change that is announced by [`invalidate`](TenantRouter::invalidate) acts at once. A name that changes hands
+///   concerns two tenants; announce both.
+/// - Any other acts, while the change log can be read, within the bound that [`FeedOptions`] states. While it cannot, or
+///   without one, a route is read anew when it is no longer fresh, and served until that was done for no longer than
+///   [`CacheOptions`] say.
 /// - What is known is not replaced by what is older: a lower version of the tenant, or of the name.
 #[async_trait]
 pub trait TenantRouter: Debug + Send + Sync + 'static {
     /// What a name leads to.
     type Handle: Clone + Send + Sync + 'static;
 
-    /// The handle of a name whose route is cached and fresh. Neither waits nor allocates.
+    /// The handle of a name whose route is cached and may be served without asking. Neither waits nor allocates.
     fn cached(&self, name: &TenantRef<'_>) -> Option<Self::Handle>;
 
     /// The handle of a name.
@@ -72,7 +80,8 @@ pub trait TenantRouter: Debug + Send + Sync + 'static {
     /// # Errors
     /// [`UnknownTenant`](ErrorKind::UnknownTenant), [`Inactive`](ErrorKind::Inactive),
     /// [`MalformedRecord`](ErrorKind::MalformedRecord),
-    /// [`ControlPlaneUnavailable`](ErrorKind::ControlPlaneUnavailable) or [`Closed`](ErrorKind::Closed).
+    /// [`ControlPlaneUnavailable`](ErrorKind::ControlPlaneUnavailable),
+    /// [`TooManyUnknownNames`](ErrorKind::TooManyUnknownNames) or [`Closed`](ErrorKind::Closed).
     ///
     /// # Cancel safety
     /// Safe: a caller that leaves harms no other that waits for the same tenant.
@@ -132,7 +141,7 @@ impl<H: Clone + Send + Sync + 'static> Biplane<H> {
         }
     }
 
-    /// The handle of a tenant whose route is cached and fresh.
+    /// The handle of a tenant whose route is cached and may be served without asking.
     pub fn cached<'a>(&self, name: impl Into<TenantRef<'a>>) -> Option<H> {
         self.0.cached(&name.into())
     }
@@ -157,6 +166,13 @@ impl<H: Clone + Send + Sync + 'static> Biplane<H> {
     #[must_use]
     pub fn stats(&self) -> RouterStats {
         self.0.stats()
+    }
+
+    /// Up to where the changes of the control plane act in this process, for the heartbeat that tells others;
+    /// [`Seq::ZERO`] before the change log was first read, and without one.
+    #[must_use]
+    pub fn applied(&self) -> Seq {
+        self.stats().feed.applied.unwrap_or_default()
     }
 }
 
@@ -228,9 +244,18 @@ struct Router<C: Connector> {
 }
 
 impl<C: Connector> Router<C> {
-    fn new(repository: Arc<dyn TenantRepository>, options: CacheOptions, clock: Clock, connector: C) -> Self {
+    fn new(
+        repository: Arc<dyn TenantRepository>,
+        options: CacheOptions,
+        clock: Clock,
+        feed: Option<Feed>,
+        connector: C,
+    ) -> Self {
         let table = Arc::new(Table::new());
-        let core = Arc::new(Core::new(repository, options, clock, &table));
+        let core = Arc::new(Core::new(repository, options, clock, feed, &table));
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            core.follow_changes(&runtime);
+        }
         Self {
             routes: Arc::new(Arc::clone(&core)),
             core,
@@ -245,7 +270,7 @@ impl<C: Connector> TenantRouter for Router<C> {
     type Handle = C::Handle;
 
     fn cached(&self, name: &TenantRef<'_>) -> Option<C::Handle> {
-        let handle = self.table.handle(name, self.core.clock.now())?;
+        let handle = self.table.handle(name, self.core.now())?;
         self.core.counters.hit();
         Some(handle)
     }
@@ -266,14 +291,21 @@ impl<C: Connector> TenantRouter for Router<C> {
     }
 
     async fn close(&self, deadline: Duration) {
+        self.core.stop_following();
         self.core.known.close();
         self.connector.close(deadline).await;
     }
 
     fn stats(&self) -> RouterStats {
-        self.core
-            .counters
-            .snapshot(self.core.known.tenants(), self.connector.stats())
+        let core = &self.core;
+        core.counters
+            .snapshot(core.known.tenants(), self.connector.stats(), core.feed_health())
+    }
+}
+
+impl<C: Connector> Drop for Router<C> {
+    fn drop(&mut self) {
+        self.core.stop_following();
     }
 }
 

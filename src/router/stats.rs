@@ -6,12 +6,13 @@ use std::{
     time::Duration,
 };
 
+use super::FeedHealth;
 use crate::connector::ConnectorStats;
 
 /// How a router is doing. Counters only rise.
 ///
-/// Each lookup of a name that is not refused because the router is closed is one of `hits`, `misses` and
-/// `known_unknown`. A handle that looks its own route up again counts when the cache has no fresh one.
+/// Each lookup of a name that is not refused because the router is closed is one of `hits`, `misses`, `known_unknown` and
+/// `not_asked`. A handle that looks its own route up again counts when the cache has no fresh one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RouterStats {
@@ -21,6 +22,9 @@ pub struct RouterStats {
     pub misses: u64,
     /// Lookups of unknown names that were answered without asking.
     pub known_unknown: u64,
+    /// Lookups that only the control plane could answer and that it was not troubled with: shortly after it could not be
+    /// asked, or because too many unknown names are asked for.
+    pub not_asked: u64,
     /// Queries to the control plane.
     pub loads: u64,
     /// Names asked for in them.
@@ -29,12 +33,14 @@ pub struct RouterStats {
     pub failed_loads: u64,
     /// Time spent in them, in all.
     pub load_time: Duration,
-    /// Those of the misses that were answered with an old route, because the control plane could not tell.
+    /// Those of `misses` and `not_asked` that were answered with an old route, because the control plane could not tell.
     pub served_stale: u64,
     /// Tenants cached.
     pub cached_tenants: usize,
     /// The connector's connections.
     pub connector: ConnectorStats,
+    /// The change feed.
+    pub feed: FeedHealth,
 }
 
 /// Counters, of which the first is written by every warm lookup: each thread has a line of its own for it.
@@ -45,6 +51,7 @@ pub(super) struct Counters {
     other_hits: Line,
     pub(super) misses: AtomicU64,
     pub(super) known_unknown: AtomicU64,
+    pub(super) not_asked: AtomicU64,
     loads: AtomicU64,
     names_loaded: AtomicU64,
     failed_loads: AtomicU64,
@@ -88,7 +95,12 @@ impl Counters {
         self.failed_loads.fetch_add(u64::from(failed), Relaxed);
     }
 
-    pub(super) fn snapshot(&self, cached_tenants: usize, connector: ConnectorStats) -> RouterStats {
+    pub(super) fn snapshot(
+        &self,
+        cached_tenants: usize,
+        connector: ConnectorStats,
+        feed: FeedHealth,
+    ) -> RouterStats {
         RouterStats {
             hits: self
                 .own_hits
@@ -98,6 +110,7 @@ impl Counters {
                 .sum(),
             misses: self.misses.load(Relaxed),
             known_unknown: self.known_unknown.load(Relaxed),
+            not_asked: self.not_asked.load(Relaxed),
             loads: self.loads.load(Relaxed),
             names_loaded: self.names_loaded.load(Relaxed),
             failed_loads: self.failed_loads.load(Relaxed),
@@ -105,6 +118,7 @@ impl Counters {
             served_stale: self.served_stale.load(Relaxed),
             cached_tenants,
             connector,
+            feed,
         }
     }
 }

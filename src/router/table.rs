@@ -127,6 +127,29 @@ impl<H: Clone> Table<H> {
         }
     }
 
+    /// The slug and domains that lead to a route.
+    pub(super) fn names_of(&self, route: &Arc<Route>) -> Vec<TenantName> {
+        let tenant = route.tenant();
+        let names = std::iter::once(TenantName::Slug(tenant.slug))
+            .chain(tenant.domains.iter().cloned().map(TenantName::Domain));
+        names
+            .filter(|name| {
+                self.named(name)
+                    .is_some_and(|named| Arc::ptr_eq(&named.entry.route, route))
+            })
+            .collect()
+    }
+
+    /// Lets any version of the names of a route replace what they lead to.
+    pub(super) fn forget_name_versions(&self, route: &Arc<Route>) {
+        for name in self.names_of(route) {
+            if let Some(named) = self.named(&name) {
+                let version = None;
+                self.bind(&name, Named { version, ..named });
+            }
+        }
+    }
+
     pub(super) fn clear(&self) {
         self.ids.clear();
         self.slugs.clear();

@@ -46,7 +46,9 @@ pub async fn tenant_db(pool: &PgPool) -> Result<TenantDb, Error> {
     control
         .set_status(&by, tenant.id, tenant.version, TenantStatus::Active)
         .await?;
+    // The router is gone when this returns, and nothing changes.
     Biplane::postgres(control, credentials)
+        .without_changes()
         .build()?
         .route(tenant.id)
         .await

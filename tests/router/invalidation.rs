@@ -122,7 +122,7 @@ async fn a_change_of_the_data_source_alone_makes_a_new_route() {
     let version = biplane::tenant::Version::FIRST;
     let changed = world.control.update_source(&by, source, version, change);
     changed.await.unwrap();
-    world.clock.advance(seconds(30));
+    world.clock.advance(seconds(300));
     world.route(&acme.slug).await.unwrap();
     assert_eq!(world.records.made(), 2);
 }

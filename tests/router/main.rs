@@ -3,6 +3,7 @@
 
 mod close;
 mod dropping;
+mod feed;
 mod freshness;
 mod herd;
 mod invalidation;

@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use biplane::{
     error::{Error, ErrorKind},
-    repository::{NewTenant, TenantAdmin},
+    repository::{ChangeHint, ChangeSource, MemoryControl, NewTenant, TenantAdmin},
     router::CacheOptions,
     tenant::{Access, DataSourceId, Domain, Isolation, Slug, Tenant, TenantId, TenantName, TenantStatus},
 };
 use proptest::prelude::*;
-use tokio::task::JoinHandle;
+use tokio::{sync::mpsc::UnboundedReceiver, task::JoinHandle};
 
-use crate::support::{Call, Gated, Record, Steps, by, domain, gated, settle, slug};
+use crate::support::{
+    Call, Gated, LogGate, Look, Record, Steps, Whisper, by, domain, gated, gated_over, settle, slug,
+};
 
 const TENANTS: usize = 3;
 const SLUGS: usize = 4;
@@ -34,6 +36,10 @@ enum Step {
     Answer(usize),
     Fail(usize),
     Pass(u64),
+    /// The feed is told to look. It reads at once, and waits to be answered.
+    Look,
+    AnswerLook,
+    FailLook,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -60,7 +66,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             6 => 1..1_500_u64,
             1 => 2_000..4_000_u64,
             3 => 29_000..31_000_u64,
+            1 => 299_000..301_000_u64,
         ].prop_map(Step::Pass),
+        8 => Just(Step::Look),
+        8 => Just(Step::AnswerLook),
+        1 => Just(Step::FailLook),
     ];
     prop::collection::vec(step, 1..150)
 }
@@ -90,6 +100,8 @@ struct Asked {
     /// For each tenant, the moment at which it was last announced, and how often it had been.
     announced: [(usize, u64); TENANTS],
     last_announced: usize,
+    /// Up to which moment the feed has applied all changes, and how often it has.
+    applied: (usize, u64),
     /// The highest version of each tenant that was served from the cache.
     served: [u64; TENANTS],
 }
@@ -107,6 +119,15 @@ struct Model {
     last_failure: Option<u64>,
     air: Vec<Under>,
     callers: Vec<Waiting>,
+    feed: Option<Feed>,
+}
+
+/// What the router hears of changes.
+struct Feed {
+    whisper: Whisper,
+    looks: UnboundedReceiver<Look>,
+    /// A look that has read, and at which moment.
+    under_way: Option<(Look, usize)>,
 }
 
 /// A query under way.
@@ -117,13 +138,38 @@ struct Under {
 }
 
 impl Model {
-    fn new() -> Self {
+    async fn with_feed() -> Self {
+        let control = MemoryControl::new();
+        let (log, looks) = LogGate::new(control.clone());
+        let whisper = Whisper::default();
+        let changes = ChangeSource::pushed(log, whisper.clone());
+        let mut model = Self::over(gated_over(control, Some(changes)));
+        model.feed = Some(Feed {
+            whisper,
+            looks,
+            under_way: None,
+        });
+        // What the position is taken by, and what follows the beginning of push.
+        model.pass(Duration::from_millis(100)).await;
+        model.look().await;
+        model.answer_look().await;
+        model.pass(Duration::from_millis(100)).await;
+        model.look().await;
+        model.answer_look().await;
+        model
+    }
+
+    fn without_feed() -> Self {
+        Self::over(gated())
+    }
+
+    fn over(world: Gated) -> Self {
         let ids = [(); TENANTS].map(|()| TenantId::new());
         let mut names: Vec<_> = ids.into_iter().map(TenantName::Id).collect();
         names.extend((0..SLUGS).map(|n| TenantName::Slug(nth_slug(n))));
         names.extend((0..DOMAINS).map(|n| TenantName::Domain(nth_domain(n))));
         Self {
-            world: gated(),
+            world,
             options: CacheOptions::default(),
             ids,
             names,
@@ -136,11 +182,13 @@ impl Model {
                 failures: 0,
                 announced: [(0, 0); TENANTS],
                 last_announced: 0,
+                applied: (0, 0),
                 served: [0; TENANTS],
             },
             last_failure: None,
             air: Vec::new(),
             callers: Vec::new(),
+            feed: None,
         }
     }
 
@@ -163,8 +211,28 @@ impl Model {
             settle().await;
             self.look().await;
         }
-        // And once nothing is fresh any more, everybody is told how things are.
-        self.pass(self.options.fresh_for).await;
+        if self.feed.is_some() {
+            // Once the feed has looked, everybody is told how things are, however fresh what was known is.
+            self.pass(self.options.retry_after).await;
+            self.answer_look().await;
+            self.tell_to_look().await;
+            self.look().await;
+            self.answer_look().await;
+            self.everybody_is_told_the_truth().await;
+        }
+        // And once nothing is fresh any more.
+        self.pass(self.options.refresh_for).await;
+        self.everybody_is_told_the_truth().await;
+    }
+
+    async fn everybody_is_told_the_truth(&mut self) {
+        // What the feed has asked for.
+        self.look().await;
+        while !self.air.is_empty() {
+            self.answer(0).await;
+            settle().await;
+            self.look().await;
+        }
         for name in self.names.clone() {
             let told = self.world.route(&name).await;
             let truth = self.history.last().expect("there is a moment").owner(&name);
@@ -242,6 +310,13 @@ impl Model {
                 self.failed();
             }
             Step::Pass(millis) => self.pass(Duration::from_millis(millis)).await,
+            Step::Look => self.tell_to_look().await,
+            Step::AnswerLook => self.answer_look().await,
+            Step::FailLook => {
+                if let Some(feed) = &mut self.feed {
+                    feed.under_way = None;
+                }
+            }
             Step::Create(..) | Step::Read(_) | Step::Answer(_) | Step::Fail(_) => {}
         }
         self.remember().await;
@@ -253,6 +328,23 @@ impl Model {
         // What was read before the latest change may be older than what is known, which counts as a failure.
         if under.read_at.is_some_and(|read| read + 1 < self.history.len()) {
             self.failed();
+        }
+    }
+
+    async fn tell_to_look(&mut self) {
+        if let Some(feed) = &self.feed {
+            feed.whisper.say(ChangeHint::Look);
+            // So much lies between two looks.
+            self.pass(Duration::from_millis(21)).await;
+        }
+    }
+
+    async fn answer_look(&mut self) {
+        let Some((look, read_at)) = self.feed.as_mut().and_then(|feed| feed.under_way.take()) else {
+            return;
+        };
+        if look.answer().await {
+            self.now.applied = (read_at, self.now.applied.1 + 1);
         }
     }
 
@@ -289,12 +381,19 @@ impl Model {
 
     /// Looks at everything that can be seen from outside, and holds it against the history.
     async fn look(&mut self) {
+        let read_at = self.history.len() - 1;
+        if let Some(feed) = &mut self.feed
+            && let Ok(look) = feed.looks.try_recv()
+        {
+            feed.under_way = Some((look, read_at));
+        }
         let ran_out: Vec<_> = self.air.extract_if(.., |under| under.call.is_over()).collect();
         ran_out.iter().for_each(|_| self.failed());
         while let Some(call) = self.world.gate.call_now() {
             for other in &self.air {
                 let since = self.now.last_announced > other.begun_after.last_announced
-                    || self.now.announced != other.begun_after.announced;
+                    || self.now.announced != other.begun_after.announced
+                    || self.now.applied != other.begun_after.applied;
                 let same = call.names.iter().any(|name| other.call.names.contains(name));
                 assert!(
                     !same || since,
@@ -345,6 +444,7 @@ impl Model {
         let back_to = match told {
             Err(ErrorKind::UnknownTenant) => asked.at.saturating_sub(millis(options.unknown_for)),
             Ok(_) if failing => asked.at.saturating_sub(millis(options.stale_for)),
+            Ok(_) => asked.at.saturating_sub(millis(options.refresh_for)),
             _ => asked.at.saturating_sub(millis(options.fresh_for)),
         };
         let explained = (0..self.history.len()).any(|k| {
@@ -354,6 +454,11 @@ impl Model {
                 (Some(tenant), _) => asked.announced[self.place(tenant.id)].0,
                 (None, TenantName::Id(id)) => asked.announced[self.place(*id)].0,
                 (None, _) => asked.last_announced,
+            };
+            // A tenant that could not be read since it changed is served as it was.
+            let not_before = match told {
+                Ok(_) if failing => not_before,
+                _ => not_before.max(asked.applied.0),
             };
             k >= not_before
                 && until >= back_to
@@ -366,8 +471,9 @@ impl Model {
                     _ => false,
                 }
         });
-        let unavailable =
-            told == Err(ErrorKind::ControlPlaneUnavailable) && self.now.failures > asked.failures;
+        // Or it could not be asked shortly before, and is left alone.
+        let unavailable = told == Err(ErrorKind::ControlPlaneUnavailable)
+            && (failing || self.now.failures > asked.failures);
         assert!(
             explained || unavailable,
             "{name}, asked for at {}: nothing explains {told:?}",
@@ -411,6 +517,16 @@ proptest! {
             .start_paused(true)
             .build()
             .unwrap()
-            .block_on(async { Model::new().run(&steps).await });
+            .block_on(async { Model::without_feed().run(&steps).await });
+    }
+
+    #[test]
+    fn and_so_it_is_while_the_feed_looks_and_fails_to(steps in steps()) {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap()
+            .block_on(async { Model::with_feed().await.run(&steps).await });
     }
 }

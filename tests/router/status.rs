@@ -7,7 +7,7 @@ use biplane::{
     tenant::{TenantRef, TenantStatus},
 };
 
-use crate::support::{Steps, gated, kind, world};
+use crate::support::{Steps, gated, kind, settle, world};
 
 const REFUSED: [TenantStatus; 4] = [
     TenantStatus::Provisioning,
@@ -83,6 +83,9 @@ async fn a_held_handle_learns_of_an_unannounced_suspension_when_its_route_is_no_
     let held = world.biplane.route(&acme.slug).await.unwrap();
     world.control.turn(acme.id, TenantStatus::Suspended).await;
     world.clock.advance(CacheOptions::default().fresh_for);
+    // Its next use has that found out.
+    held.read(|_| ()).await.unwrap();
+    settle().await;
     assert_eq!(
         kind(held.read(|_| ()).await),
         Some(ErrorKind::Inactive {

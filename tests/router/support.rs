@@ -16,9 +16,12 @@ use biplane::{
     Biplane,
     connector::{Connector, ConnectorStats, TenantRoute, memory::MemoryDb},
     error::{Error, ErrorKind},
-    repository::{Actor, Found, MemoryControl, NewSource, NewTenant, Page, TenantAdmin, TenantRepository},
-    router::Clock,
-    tenant::{Domain, Location, Slug, Tenant, TenantId, TenantName, TenantRef, TenantStatus},
+    repository::{
+        Actor, ChangeHead, ChangeHint, ChangeListener, ChangeLog, ChangePush, ChangeSource, Changes, Found,
+        MemoryControl, NewSource, NewTenant, Page, TenantAdmin, TenantRepository,
+    },
+    router::{Clock, FeedOptions},
+    tenant::{Domain, Location, Seq, Slug, Tenant, TenantId, TenantName, TenantRef, TenantStatus},
     testing::faulty::FaultyRepository,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -325,14 +328,22 @@ pub(crate) struct Gated {
 }
 
 pub(crate) fn gated() -> Gated {
-    let control = MemoryControl::new();
+    gated_over(MemoryControl::new(), None)
+}
+
+/// The same with a feed that looks when it is told to, and hardly ever otherwise.
+pub(crate) fn gated_over(control: MemoryControl, changes: Option<ChangeSource>) -> Gated {
     let gate = Gate::new(control.clone());
     let records = Records::default();
     let clock = Clock::manual();
-    let biplane = Biplane::builder(gate.clone(), records.clone())
+    let builder = Biplane::builder(gate.clone(), records.clone())
         .clock(clock.clone())
-        .build()
-        .expect("the defaults are valid");
+        .feed(FeedOptions::default().interval(seconds(100_000_000)));
+    let biplane = match changes {
+        Some(changes) => builder.changes(changes).build(),
+        None => builder.build(),
+    }
+    .expect("the options are valid");
     Gated {
         control,
         gate,
@@ -362,6 +373,106 @@ impl Gated {
             call.answer();
         }
         caller.await.expect("it does not panic")
+    }
+}
+
+/// A log whose every call the test answers, in order.
+#[derive(Clone)]
+pub(crate) struct LogGate {
+    inner: MemoryControl,
+    looks: mpsc::UnboundedSender<Look>,
+}
+
+/// A look, which has read and waits to be answered. Dropped, it fails.
+pub(crate) struct Look(oneshot::Sender<()>);
+
+impl LogGate {
+    pub(crate) fn new(inner: MemoryControl) -> (Self, mpsc::UnboundedReceiver<Look>) {
+        let (looks, taken) = mpsc::unbounded_channel();
+        (Self { inner, looks }, taken)
+    }
+
+    async fn pass(&self) -> Result<(), Error> {
+        let (look, answered) = oneshot::channel();
+        self.looks.send(Look(look)).expect("the test listens");
+        answered
+            .await
+            .map_err(|_| ErrorKind::ControlPlaneUnavailable.into())
+    }
+}
+
+impl Look {
+    /// Answers, and says whether anybody still waited.
+    pub(crate) async fn answer(self) -> bool {
+        let waited = self.0.send(()).is_ok();
+        settle().await;
+        waited
+    }
+}
+
+impl fmt::Debug for LogGate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LogGate")
+    }
+}
+
+#[async_trait]
+impl ChangeLog for LogGate {
+    async fn head(&self) -> Result<ChangeHead, Error> {
+        let head = self.inner.head().await;
+        self.pass().await?;
+        head
+    }
+
+    async fn since(&self, after: Seq, limit: NonZeroU32) -> Result<Changes, Error> {
+        let changes = self.inner.since(after, limit).await;
+        self.pass().await?;
+        changes
+    }
+}
+
+/// A push that says what the test says.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Whisper {
+    listeners: Arc<Mutex<Vec<mpsc::UnboundedSender<ChangeHint>>>>,
+}
+
+impl Whisper {
+    pub(crate) fn say(&self, hint: ChangeHint) {
+        for listener in &*self.listeners.lock().unwrap() {
+            let _ = listener.send(hint);
+        }
+    }
+
+    /// All who listen are cut off.
+    pub(crate) fn cut(&self) {
+        self.listeners.lock().unwrap().clear();
+    }
+
+    pub(crate) fn listened_to(&self) -> usize {
+        self.listeners.lock().unwrap().len()
+    }
+}
+
+#[derive(Debug)]
+struct Ear(mpsc::UnboundedReceiver<ChangeHint>);
+
+#[async_trait]
+impl ChangePush for Whisper {
+    async fn listen(&self) -> Result<Box<dyn ChangeListener>, Error> {
+        let (tell, told) = mpsc::unbounded_channel();
+        self.listeners.lock().unwrap().push(tell);
+        Ok(Box::new(Ear(told)))
+    }
+}
+
+#[async_trait]
+impl ChangeListener for Ear {
+    async fn next(&mut self) -> Result<ChangeHint, Error> {
+        self.0
+            .recv()
+            .await
+            .ok_or_else(|| ErrorKind::ControlPlaneUnavailable.into())
     }
 }
 

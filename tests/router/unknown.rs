@@ -1,5 +1,7 @@
 //! Names that lead nowhere.
 
+use std::num::NonZeroU32;
+
 use biplane::{
     Biplane,
     error::ErrorKind,
@@ -89,7 +91,11 @@ async fn a_scan_neither_fills_memory_nor_pushes_tenants_out() {
     let repository = FaultyRepository::new(control);
     let biplane = Biplane::memory(repository.clone(), |_: &Tenant| ())
         .clock(Clock::manual())
-        .cache(CacheOptions::default().unknown_names(100))
+        .cache(
+            CacheOptions::default()
+                .unknown_names(100)
+                .unknown_lookups(NonZeroU32::MAX),
+        )
         .build()
         .unwrap();
     biplane.route(&acme.slug).await.unwrap();
@@ -157,7 +163,7 @@ async fn a_slug_found_to_be_free_no_longer_leads_anywhere() {
     let acme = world.control.tenant("acme").await;
     world.route(&acme.slug).await.unwrap();
     // A load by id reads the tenant before it is renamed, and is slow.
-    world.clock.advance(CacheOptions::default().fresh_for);
+    world.clock.advance(CacheOptions::default().refresh_for);
     let by_id = world.caller(acme.id).await;
     let slow = world.gate.call().await;
     slow.read().await;
@@ -168,4 +174,50 @@ async fn a_slug_found_to_be_free_no_longer_leads_anywhere() {
     settle().await;
     // The slow load confirms the tenant of old, and must not bring its slug back.
     assert_eq!(kind(world.route(&slug("acme")).await), UNKNOWN);
+}
+
+#[tokio::test]
+async fn a_flood_of_unknown_names_is_refused_and_leaves_the_control_plane_and_tenants_alone() {
+    let world = world();
+    let acme = world.control.tenant("acme").await;
+    let zeta = world.control.tenant("zeta").await;
+    world.biplane.route(&acme.slug).await.unwrap();
+    let mut refused = 0;
+    for n in 0..20_000 {
+        match kind(world.biplane.route(&slug(&format!("scan-{n}"))).await) {
+            UNKNOWN => {}
+            Some(ErrorKind::TooManyUnknownNames) => refused += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    let in_ten_seconds = 10 * usize::try_from(CacheOptions::default().unknown_lookups.get()).unwrap();
+    assert_eq!(20_000 - refused, in_ten_seconds);
+    assert_eq!(world.repository.calls(), 1 + in_ten_seconds);
+    // Those in use notice nothing, not even when their route is no longer fresh or has to be waited for.
+    world.biplane.cached(&acme.slug).unwrap();
+    world.biplane.route(&acme.slug).await.unwrap();
+    world.biplane.route(acme.id).await.unwrap();
+    assert_eq!(world.biplane.stats().not_asked, refused as u64);
+    // One that is not known here is told so by name, until the flood is over.
+    assert_eq!(
+        kind(world.biplane.route(&zeta.slug).await),
+        Some(ErrorKind::TooManyUnknownNames)
+    );
+    world.clock.advance(std::time::Duration::from_secs(1));
+    world.biplane.route(&zeta.slug).await.unwrap();
+}
+
+#[tokio::test]
+async fn names_that_are_somebodys_cost_nothing_of_what_unknown_ones_may() {
+    let control = MemoryControl::new();
+    let repository = FaultyRepository::new(control.clone());
+    let biplane = Biplane::memory(repository, |_: &Tenant| ())
+        .clock(Clock::manual())
+        .cache(CacheOptions::default().unknown_lookups(NonZeroU32::MIN))
+        .build()
+        .unwrap();
+    for n in 0..100 {
+        let tenant = control.tenant(&format!("tenant-{n}")).await;
+        biplane.route(&tenant.slug).await.unwrap();
+    }
 }

@@ -33,6 +33,7 @@ async fn what_could_not_be_asked_is_not_unknown_and_not_remembered() {
     assert_eq!(kind(world.biplane.route(acme.id).await), UNAVAILABLE);
     assert_eq!(kind(world.biplane.route(&slug("nobody")).await), UNAVAILABLE);
     world.repository.set(Fault::None);
+    world.clock.advance(CacheOptions::default().retry_after);
     world.biplane.route(&acme.slug).await.unwrap();
     assert_eq!(
         kind(world.biplane.route(&slug("nobody")).await),
@@ -50,7 +51,33 @@ async fn a_control_plane_that_hangs_is_unavailable_after_the_time_limit() {
     let limit = CacheOptions::default().load_timeout;
     assert!(begun.elapsed() >= limit && begun.elapsed() < limit + seconds(1));
     world.repository.set(Fault::None);
+    world.clock.advance(CacheOptions::default().retry_after);
     world.biplane.route(&acme.slug).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_control_plane_that_could_not_be_asked_is_asked_once_in_a_while_for_all_who_have_nothing() {
+    let retry_after = CacheOptions::default().retry_after;
+    let world = world();
+    let acme = world.control.tenant("acme").await;
+    world.repository.set(Fault::Unreachable);
+    for round in 1..4 {
+        for n in 0..100 {
+            assert_eq!(
+                kind(world.biplane.route(&slug(&format!("t-{n}"))).await),
+                UNAVAILABLE
+            );
+            assert_eq!(kind(world.biplane.route(acme.id).await), UNAVAILABLE);
+        }
+        assert_eq!(world.repository.calls(), round);
+        world.clock.advance(retry_after);
+    }
+    assert_eq!(world.biplane.stats().not_asked, 3 * 200 - 3);
+    world.repository.set(Fault::None);
+    world.biplane.route(&acme.slug).await.unwrap();
+    // An answer ends it for all.
+    let zeta = world.control.tenant("zeta").await;
+    world.biplane.route(&zeta.slug).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -73,8 +100,8 @@ async fn an_open_tenant_is_served_without_the_control_plane_until_stale_for() {
     let acme = world.control.tenant("acme").await;
     let held = world.biplane.route(&acme.slug).await.unwrap();
     world.repository.set(Fault::Unreachable);
-    world.clock.advance(options.fresh_for);
-    let age = options.fresh_for;
+    world.clock.advance(options.refresh_for);
+    let age = options.refresh_for;
 
     world.biplane.route(&acme.slug).await.unwrap();
     held.write(|notes| notes.push("still here")).await.unwrap();
@@ -92,6 +119,7 @@ async fn an_open_tenant_is_served_without_the_control_plane_until_stale_for() {
     assert_eq!(kind(held.read(|_| ()).await), UNAVAILABLE);
 
     world.repository.set(Fault::None);
+    world.clock.advance(options.retry_after);
     world.biplane.route(&acme.slug).await.unwrap();
     held.read(|_| ()).await.unwrap();
 }
@@ -103,7 +131,7 @@ async fn a_control_plane_that_could_not_tell_is_left_alone_for_a_while() {
     let acme = world.control.tenant("acme").await;
     world.biplane.route(&acme.slug).await.unwrap();
     world.repository.set(Fault::Unreachable);
-    world.clock.advance(options.fresh_for);
+    world.clock.advance(options.refresh_for);
     world.biplane.route(&acme.slug).await.unwrap();
     let calls = world.repository.calls();
     for _ in 0..100 {
@@ -167,8 +195,9 @@ async fn no_failure_of_any_kind_takes_a_tenant_away_or_means_unknown() {
         world.gate.call().await.answer_with(Err(failure.into()));
         assert_eq!(kind(cold.await.unwrap()), Some(failure));
 
+        world.clock.advance(CacheOptions::default().retry_after);
         world.route(&acme.slug).await.unwrap();
-        world.clock.advance(CacheOptions::default().fresh_for);
+        world.clock.advance(CacheOptions::default().refresh_for);
         let warm = world.caller(&acme.slug).await;
         world.gate.call().await.answer_with(Err(failure.into()));
         warm.await.unwrap().unwrap();
