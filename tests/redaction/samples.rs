@@ -112,7 +112,7 @@ pub(crate) fn wrong_urls() -> Vec<String> {
     .map(|name| format!("{good}&{name}={SECRET}!"))
     .collect();
     wrong.extend([
-        format!("{SECRET}"),
+        SECRET.to_owned(),
         format!("https://{SECRET}@db.example/"),
         format!("mysql://app:{SECRET}@db.example/crm"),
         format!("postgres://app:{SECRET}%zz@db.example/crm"),
