@@ -13,12 +13,14 @@ use biplane::{
     error::Error,
     keyring::{KeySource, LiveKeyring},
     plane::{ControlDb, ControlOptions, TenantDb},
+    pool::PoolOptions,
     repository::{
         Actor, ControlSchema, CredentialSlot, CredentialSource, Grants, MemoryControl, MemoryCredentials,
         NewSource, NewTenant, PgTenantAdmin, PgTenants, TenantAdmin,
     },
+    router::CacheOptions,
     secret::Credential,
-    tenant::{DataSourceId, Location, Role, SealedText, Tenant, TenantStatus},
+    tenant::{DataSourceId, Location, Role, SealedText, Server, Tenant, TenantStatus},
     testing::{
         MemoryStack,
         faulty::{Fault, FaultyRepository},
@@ -207,11 +209,7 @@ async fn kit(shown: &mut AtWork, cluster: &Cluster) {
 }
 
 async fn on_postgres(shown: &mut AtWork, cluster: &Cluster) {
-    let control = ControlDb::connect(ControlOptions::new(
-        cluster.server("control"),
-        cluster.superuser(),
-    ))
-    .unwrap();
+    let control = control(cluster.server("control"), cluster.superuser());
     ControlSchema::install(&control, &Grants::none()).await.unwrap();
     of(shown, "plane::Db").debug(&control);
     let admin = PgTenantAdmin::new(control.clone());
@@ -220,7 +218,9 @@ async fn on_postgres(shown: &mut AtWork, cluster: &Cluster) {
     let tenants = PgTenants::new(control.clone());
     of(shown, "repository::PgTenants").debug(&tenants);
 
-    let builder = Biplane::postgres(tenants, keyring());
+    let builder = Biplane::postgres(tenants, keyring())
+        .cache(CacheOptions::default().load_timeout(LIMIT))
+        .pool(PoolOptions::default().connect_timeout(LIMIT).wait_timeout(LIMIT));
     of(shown, "router::Builder").debug(&builder);
     let checked = builder.refuse_misplaced(&control, ["note"]);
     of(shown, "router::CheckedBuilder").debug(&checked);
@@ -248,17 +248,17 @@ async fn on_postgres(shown: &mut AtWork, cluster: &Cluster) {
     of(shown, "router::Biplane")
         .debug(&biplane)
         .debug(&biplane.stats());
-    biplane.close(Duration::from_secs(60)).await;
+    biplane.close(LIMIT).await;
     let error = biplane.route(&tenant.slug).await.unwrap_err();
     of(shown, "router::Biplane").error(&error);
-    control.close(Duration::from_secs(60)).await;
+    control.close(LIMIT).await;
 }
 
 /// Logins that fail in each way.
 async fn refused(shown: &mut AtWork, cluster: &Cluster) {
     let options = |logins: Arc<dyn CredentialSource>| {
         let mut options = PgConnectorOptions::new(logins);
-        options.pool.connect_timeout = Duration::from_secs(60);
+        options.pool = options.pool.connect_timeout(LIMIT).wait_timeout(LIMIT);
         options
     };
     let nobody_listens = {
@@ -290,7 +290,7 @@ async fn refused(shown: &mut AtWork, cluster: &Cluster) {
             .await
             .unwrap();
         cannot_connect(shown, &db).await;
-        let control = ControlDb::connect(ControlOptions::new(server, login)).unwrap();
+        let control = self::control(server, login);
         let error = ControlSchema::check(&control).await.unwrap_err();
         of(shown, "plane::Db").debug(&control).error(&error);
     }
@@ -321,6 +321,15 @@ async fn refused(shown: &mut AtWork, cluster: &Cluster) {
     of(shown, "router::MappedConnector").debug(&biplane);
     let (db, _) = biplane.route(&tenant.slug).await.unwrap();
     cannot_connect(shown, &db).await;
+}
+
+/// Generous, because this runs beside many other tests.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn control(server: Server, login: Credential) -> ControlDb {
+    let mut options = ControlOptions::new(server, login);
+    options.pool = options.pool.connect_timeout(LIMIT).wait_timeout(LIMIT);
+    ControlDb::connect(options).unwrap()
 }
 
 async fn cannot_connect(shown: &mut AtWork, db: &TenantDb) {
