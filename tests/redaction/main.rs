@@ -1,5 +1,6 @@
 //! No public type of the crate speaks of a secret, and no event or error does: with every type on a list that cannot
 //! fall behind.
+#![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod at_work;
