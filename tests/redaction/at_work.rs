@@ -11,12 +11,13 @@ use biplane::{
         postgres::{PgConnector, PgConnectorOptions},
     },
     error::Error,
-    keyring::{KeySource, LiveKeyring},
+    keyring::{KeyId, KeySource, LiveKeyring},
     plane::{ControlDb, ControlOptions, TenantDb},
     pool::PoolOptions,
+    presence::{self, Heartbeat, missing},
     repository::{
-        Actor, ControlSchema, CredentialSlot, CredentialSource, Grants, MemoryControl, MemoryCredentials,
-        NewSource, NewTenant, PgTenantAdmin, PgTenants, TenantAdmin,
+        Actor, ControlSchema, CredentialSlot, CredentialSource, Grants, Instances, MemoryControl,
+        MemoryCredentials, NewSource, NewTenant, PgTenantAdmin, PgTenants, TenantAdmin,
     },
     router::CacheOptions,
     secret::Credential,
@@ -49,6 +50,7 @@ pub(crate) fn everything() -> (AtWork, String) {
         kit(&mut shown, &cluster).await;
         on_postgres(&mut shown, &cluster).await;
         refused(&mut shown, &cluster).await;
+        heartbeats(&mut shown, &cluster).await;
     });
     drop(recording);
     (shown, events.text())
@@ -127,6 +129,30 @@ async fn in_memory(shown: &mut AtWork) {
     faulty.set(Fault::None);
     let error = router.route(&tenant.slug).await.unwrap_err();
     of(shown, "repository::MemoryControl").error(&error);
+}
+
+/// A process that reports its keys to a control plane, and to one that is gone.
+async fn heartbeats(shown: &mut AtWork, cluster: &Cluster) {
+    let beating = |instances: Arc<dyn Instances>| {
+        Heartbeat::builder(instances, "a service")
+            .keyring(LiveKeyring::new(keyring()))
+            .timeout(LIMIT)
+    };
+    let control = MemoryControl::new();
+    let builder = beating(Arc::new(control.clone()));
+    of(shown, "presence::HeartbeatBuilder").debug(&builder);
+    let heartbeat = builder.start().unwrap();
+    heartbeat.beat_now().await.unwrap();
+    of(shown, "presence::Heartbeat").debug(&heartbeat);
+    let other = KeyId::from_bytes([7; 8]);
+    let lacking = missing(&control, other, presence::PRESUMED_DEAD).await.unwrap();
+    of(shown, "presence::NotEverywhere").error(&lacking.evidence().unwrap_err());
+    heartbeat.close(LIMIT).await.unwrap();
+
+    let wrong = Credential::new("postgres", SecretString::from(SECRET)).unwrap();
+    let refused = PgTenants::new(self::control(cluster.server("control"), wrong));
+    let heartbeat = beating(Arc::new(refused)).start().unwrap();
+    of(shown, "presence::Heartbeat").error(&heartbeat.beat_now().await.unwrap_err());
 }
 
 /// A tenant with a secret in every place where a caller might put one.

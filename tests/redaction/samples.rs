@@ -7,7 +7,7 @@ use biplane::{
         Context, KeyMaterial, KeyState, Keyring, KeyringBuilder, KeyringError, LegacyKey, LegacyOpener,
         LegacyPolicy, LegacyUse, Sealed, SourceError,
     },
-    repository::MemoryCredentials,
+    repository::{CredentialPlace, CredentialSlot, MemoryCredentials},
     secret::Credential,
     settings::{Dsn, Settings, SettingsError, VariableNames},
     tenant::{
@@ -219,6 +219,10 @@ pub(crate) fn keyring_errors() -> Vec<KeyringError> {
         KeyringError::Source(SourceError::Unset("BIPLANE_KEYRING".into())),
     ]);
     errors
+}
+
+pub(crate) fn place() -> CredentialPlace {
+    CredentialPlace::new(DataSourceId::new(), Role::App, CredentialSlot::Current)
 }
 
 pub(crate) fn runtime() -> tokio::runtime::Runtime {

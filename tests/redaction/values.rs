@@ -18,7 +18,10 @@ use biplane::{
         LegacyKey, LiveKeyring, SourceError, Unused,
     },
     plane::{ControlOptions, RoleName, dangerous_assume_tenant},
-    repository::{Actor, AuditEntry, Login, NewSource, NewTenant, Page, PageItem, SourceChange, Subject},
+    repository::{
+        Actor, AuditEntry, Login, NewSource, NewTenant, Page, PageItem, Reseal, SealedCredential,
+        SourceChange, Subject,
+    },
     secret::{Credential, SecretBytes},
     settings::Dsn,
     tenant::{
@@ -278,6 +281,17 @@ pub(crate) const TYPES: &[(&str, How)] = &[
     ("pool::PoolStats", Public(FIGURES)),
     ("pool::StatementLogging", Public(WORD)),
     (
+        "presence::Distribution",
+        Public("ids, states and names of services"),
+    ),
+    ("presence::Heartbeat", AtWork),
+    ("presence::HeartbeatBuilder", AtWork),
+    (
+        "presence::Holder",
+        Public("an id, a state and the name of a service"),
+    ),
+    ("presence::NotEverywhere", AtWork),
+    (
         "repository::Actor",
         Public("a name and a reason, which the audit keeps, as its contract says"),
     ),
@@ -294,14 +308,25 @@ pub(crate) const TYPES: &[(&str, How)] = &[
             ));
         }),
     ),
+    (
+        "repository::Beat",
+        Public("an id, the name of a service and figures"),
+    ),
     ("repository::Change", Public("ids, versions and words")),
     ("repository::ChangeHead", Public(COUNTER)),
     ("repository::ChangeKind", Public(WORD)),
     ("repository::Changes", Public("ids, versions and words")),
     ("repository::ControlSchema", Public(NO_VALUES)),
+    ("repository::CredentialPlace", Public("an id and two words")),
     ("repository::CredentialSlot", Public(WORD)),
     ("repository::Found", Public("an alias of a Result")),
     ("repository::Grants", Public(NAME)),
+    (
+        "repository::Instance",
+        Public("an id, the name of a service and figures"),
+    ),
+    ("repository::InstanceKey", Public("an id, a state and figures")),
+    ("repository::KeyReport", Public("an id, a state and figures")),
     (
         "repository::Login",
         Show(|shown| {
@@ -352,6 +377,25 @@ pub(crate) const TYPES: &[(&str, How)] = &[
         "repository::SourceChange",
         Show(|shown| {
             shown.debug(&SourceChange::default().location(location()));
+        }),
+    ),
+    (
+        "repository::Reseal",
+        Show(|shown| {
+            shown.debug(&Reseal::new(place(), SealedText::new(SECRET), sealed().to_text()));
+        }),
+    ),
+    ("repository::ResealOutcome", Public(WORD)),
+    (
+        "repository::SealedCredential",
+        Show(|shown| {
+            let slip = SealedText::new(SECRET);
+            shown.debug(&SealedCredential::new(
+                place(),
+                "east",
+                CredentialVersion::FIRST,
+                slip,
+            ));
         }),
     ),
     ("repository::Subject", Public(ID)),
@@ -485,6 +529,7 @@ pub(crate) const TYPES: &[(&str, How)] = &[
         }),
     ),
     ("tenant::Incarnation", Public(ID)),
+    ("tenant::InstanceId", Public(ID)),
     ("tenant::Isolation", Public(WORD)),
     (
         "tenant::Location",
