@@ -225,15 +225,14 @@ async fn a_beat_waits_for_nobody_else() {
         tenants.beat(&Beat::new(id, "notes")).await.unwrap();
     }
     let mut sql = owner(&backend.database).await;
-    run(
-        &mut sql,
+    for step in [
         format!(
-            "update biplane_control.instance set seen_at = seen_at - interval '2 days' where id <> '{alive}';
-             begin; select from biplane_control.instance where id = '{held}' for update"
+            "update biplane_control.instance set seen_at = seen_at - interval '2 days' where id <> '{alive}'"
         ),
-    )
-    .await
-    .unwrap();
+        format!("begin; select from biplane_control.instance where id = '{held}' for update"),
+    ] {
+        run(&mut sql, step).await.unwrap();
+    }
     let ids = async || {
         let listed = tenants.instances().await.unwrap();
         listed.iter().map(|one| one.id).collect::<Vec<_>>()
