@@ -19,7 +19,7 @@ use aes_gcm::{
 };
 use cmac::{Cmac, Mac};
 use subtle::ConstantTimeEq;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::{Zeroize, Zeroizing, zeroize_stack};
 
 pub(super) const KEY_LEN: usize = 32;
 pub(super) const NONCE_LEN: usize = 24;
@@ -47,11 +47,33 @@ pub(super) struct MessageCipher {
 /// The first eight bytes of a CMAC with a prefix of its own: it tells nothing about the key, and no nonce makes the
 /// derivation or the commitment meet it.
 pub(super) fn key_id(key: &[u8; KEY_LEN]) -> [u8; 8] {
-    let mut mac = <Cmac<Aes256Enc> as KeyInit>::new(key.into());
-    mac.update(&[0, 1, 0x49, 0]);
-    mac.update(b"biplane/kid");
-    let mac = mac.finalize().into_bytes();
-    std::array::from_fn(|i| mac[i])
+    on_wiped_stack(|| {
+        let mut mac = <Cmac<Aes256Enc> as KeyInit>::new(key.into());
+        mac.update(&[0, 1, 0x49, 0]);
+        mac.update(b"biplane/kid");
+        let mac = mac.finalize().into_bytes();
+        std::array::from_fn(|i| mac[i])
+    })
+}
+
+/// Does what expands a key, and wipes the part of the stack that it used.
+///
+/// Expanding leaves copies of round keys in dead stack frames, and from there they get into the padding of structs that
+/// are boxed later, where nothing wipes them. It costs too much for every message, and is for keys that are loaded.
+pub(super) fn on_wiped_stack<T>(work: impl FnOnce() -> T) -> T {
+    // Several times what the deepest of these uses in a build without optimisation.
+    const DEPTH: usize = 16 * 1024;
+
+    #[inline(never)]
+    fn in_a_frame_of_its_own<T>(work: impl FnOnce() -> T) -> T {
+        work()
+    }
+
+    let done = in_a_frame_of_its_own(work);
+    if !cfg!(biplane_mutant = "stacks_are_left") {
+        zeroize_stack::<DEPTH>();
+    }
+    done
 }
 
 impl Cipher {

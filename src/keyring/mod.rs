@@ -11,6 +11,7 @@
 //! - [`Context`]: what a value is sealed for, and the only place where it opens.
 //! - [`Sealed`]: a sealed value, in bytes or as text for a column.
 //! - [`LegacyOpener`]: opens what an older system encrypted, so that it can be sealed anew.
+//! - [`Fingerprints`]: whether a credential has changed, told without keeping it.
 //!
 //! # Format
 //! A sealed value is 82 bytes longer than what was sealed: version, suite, key id, nonce, ciphertext, tag and key
@@ -31,6 +32,7 @@ mod envelope;
 mod error;
 mod evidence;
 mod file;
+mod fingerprint;
 mod json;
 mod key;
 mod legacy;
@@ -47,6 +49,7 @@ pub use document::KeyringFile;
 pub use envelope::Sealed;
 pub use error::{KeyringError, SourceError};
 pub use evidence::{Distributed, Unused};
+pub use fingerprint::{Fingerprint, Fingerprints};
 pub use key::{KeyId, KeyIdError, KeyMaterial, KeyState, UnknownKeyState};
 pub use legacy::{LegacyEncoding, LegacyKey, LegacyOpener, LegacyPolicy, LegacyUse};
 pub use live::{KeepFresh, KeyringHealth, LiveKeyring, Refreshed};

@@ -9,7 +9,11 @@ use std::{
     },
 };
 
-use super::{KeyId, KeyMaterial, KeyState, KeyringError, cipher::Cipher, key};
+use super::{
+    KeyId, KeyMaterial, KeyState, KeyringError,
+    cipher::{self, Cipher},
+    key,
+};
 
 /// The keys of a process: seals under the primary one and opens under any that may open.
 ///
@@ -334,7 +338,7 @@ impl Given {
                     ));
                 }
                 let cipher = (self.state.opens() || cfg!(biplane_mutant = "disabled_keys_open"))
-                    .then(|| Arc::new(Cipher::new(material.expose())));
+                    .then(|| cipher::on_wiped_stack(|| Arc::new(Cipher::new(material.expose()))));
                 (id, cipher)
             }
             (Held::Ready(cipher), Some(id)) => (id, Some(cipher)),

@@ -15,6 +15,7 @@ pub use domain::{Domain, DomainError};
 pub use id::{DataSourceId, DatabaseId, IdError, Incarnation, InstanceId, TenantId};
 pub use name::{TenantName, TenantRef};
 pub use placement::{Isolation, Placement, UnknownIsolation};
+pub(crate) use record::Counted;
 pub use record::{Resolved, Tenant, TenantRecord};
 pub use slug::{Slug, SlugError};
 pub use source::{
