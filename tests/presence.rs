@@ -83,11 +83,13 @@ async fn a_process_is_listed_with_its_keys_until_it_closes() {
     kind(heartbeat.close(seconds(5)).await, ErrorKind::Closed);
 }
 
+type Moments = Arc<Mutex<Vec<Instant>>>;
+
 /// The moments of its beats, by the clock of the test.
-fn recorded(heartbeats: usize) -> (Vec<Heartbeat>, Vec<Arc<Mutex<Vec<Instant>>>>) {
+fn recorded(heartbeats: usize) -> (Vec<Heartbeat>, Vec<Moments>) {
     let control = MemoryControl::new();
     let one = |_| {
-        let moments: Arc<Mutex<Vec<Instant>>> = Arc::default();
+        let moments = Moments::default();
         let seen = Arc::clone(&moments);
         let note = move || {
             seen.lock().unwrap().push(Instant::now());

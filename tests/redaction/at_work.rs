@@ -13,6 +13,7 @@ use biplane::{
     error::Error,
     keyring::{KeySource, LiveKeyring},
     plane::{ControlDb, ControlOptions, TenantDb},
+    presence::Heartbeat,
     repository::{
         Actor, ControlSchema, CredentialSlot, CredentialSource, Grants, MemoryControl, MemoryCredentials,
         NewSource, NewTenant, PgTenantAdmin, PgTenants, TenantAdmin,
@@ -44,6 +45,7 @@ pub(crate) fn everything() -> (AtWork, String) {
     runtime.block_on(async {
         keys(&mut shown).await;
         in_memory(&mut shown).await;
+        living(&mut shown).await;
         kit(&mut shown, &cluster).await;
         on_postgres(&mut shown, &cluster).await;
         refused(&mut shown, &cluster).await;
@@ -68,6 +70,22 @@ async fn prepared() -> Cluster {
         .await
         .unwrap();
     cluster
+}
+
+/// A process that reports its keys to a control plane that is there, and then is not.
+async fn living(shown: &mut AtWork) {
+    let control = FaultyRepository::new(MemoryControl::new());
+    let builder = Heartbeat::builder(control.clone(), "notes").keyring(LiveKeyring::new(keyring()));
+    of(shown, "presence::HeartbeatBuilder").debug(&builder);
+    let heartbeat = builder.start().unwrap();
+    heartbeat.beat_now().await.unwrap();
+    of(shown, "presence::Heartbeat").debug(&heartbeat);
+    control.set(Fault::Unreachable);
+    let error = heartbeat.beat_now().await.unwrap_err();
+    of(shown, "presence::Heartbeat").error(&error).debug(&heartbeat);
+    control.set(Fault::None);
+    heartbeat.beat_now().await.unwrap();
+    heartbeat.close(Duration::from_secs(60)).await.unwrap();
 }
 
 /// A keyring whose file becomes a wrong one.

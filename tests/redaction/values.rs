@@ -18,7 +18,10 @@ use biplane::{
         LegacyKey, LiveKeyring, SourceError, Unused,
     },
     plane::{ControlOptions, RoleName, dangerous_assume_tenant},
-    repository::{Actor, AuditEntry, Login, NewSource, NewTenant, Page, PageItem, SourceChange, Subject},
+    repository::{
+        Actor, AuditEntry, CredentialPlace, CredentialSlot, Login, NewSource, NewTenant, Page, PageItem,
+        Reseal, SealedCredential, SourceChange, Subject,
+    },
     secret::{Credential, SecretBytes},
     settings::Dsn,
     tenant::{
@@ -277,6 +280,10 @@ pub(crate) const TYPES: &[(&str, How)] = &[
     ("pool::PoolOptions", Public(FIGURES)),
     ("pool::PoolStats", Public(FIGURES)),
     ("pool::StatementLogging", Public(WORD)),
+    ("presence::Distribution", Public("names, ids, states and figures")),
+    ("presence::Heartbeat", AtWork),
+    ("presence::HeartbeatBuilder", AtWork),
+    ("presence::Holder", Public("a name, an id, a state and figures")),
     (
         "repository::Actor",
         Public("a name and a reason, which the audit keeps, as its contract says"),
@@ -294,14 +301,19 @@ pub(crate) const TYPES: &[(&str, How)] = &[
             ));
         }),
     ),
+    ("repository::Beat", Public("a name, ids, states and figures")),
     ("repository::Change", Public("ids, versions and words")),
     ("repository::ChangeHead", Public(COUNTER)),
     ("repository::ChangeKind", Public(WORD)),
     ("repository::Changes", Public("ids, versions and words")),
     ("repository::ControlSchema", Public(NO_VALUES)),
+    ("repository::CredentialPlace", Public("an id and words")),
     ("repository::CredentialSlot", Public(WORD)),
     ("repository::Found", Public("an alias of a Result")),
     ("repository::Grants", Public(NAME)),
+    ("repository::Instance", Public("a name, ids, states and figures")),
+    ("repository::InstanceKey", Public("an id, a state and figures")),
+    ("repository::KeyReport", Public("an id, a state and figures")),
     (
         "repository::Login",
         Show(|shown| {
@@ -348,6 +360,30 @@ pub(crate) const TYPES: &[(&str, How)] = &[
     ),
     ("repository::PgTenantAdmin", AtWork),
     ("repository::PgTenants", AtWork),
+    (
+        "repository::Reseal",
+        Show(|shown| {
+            let place = CredentialPlace::new(DataSourceId::DEFAULT, Role::App, CredentialSlot::Current);
+            shown.debug(&Reseal::new(
+                place,
+                SealedText::new(SECRET),
+                SealedText::new(hex(&KEY)),
+            ));
+        }),
+    ),
+    ("repository::ResealOutcome", Public(WORD)),
+    (
+        "repository::SealedCredential",
+        Show(|shown| {
+            let place = CredentialPlace::new(DataSourceId::DEFAULT, Role::App, CredentialSlot::Current);
+            shown.debug(&SealedCredential::new(
+                place,
+                "east",
+                CredentialVersion::FIRST,
+                SealedText::new(SECRET),
+            ));
+        }),
+    ),
     (
         "repository::SourceChange",
         Show(|shown| {
@@ -485,6 +521,7 @@ pub(crate) const TYPES: &[(&str, How)] = &[
         }),
     ),
     ("tenant::Incarnation", Public(ID)),
+    ("tenant::InstanceId", Public(ID)),
     ("tenant::Isolation", Public(WORD)),
     (
         "tenant::Location",
