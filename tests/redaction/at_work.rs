@@ -44,8 +44,8 @@ pub(crate) fn everything() -> (AtWork, String) {
     let (events, recording) = Events::record();
     runtime.block_on(async {
         keys(&mut shown).await;
+        presence(&mut shown).await;
         in_memory(&mut shown).await;
-        living(&mut shown).await;
         kit(&mut shown, &cluster).await;
         on_postgres(&mut shown, &cluster).await;
         refused(&mut shown, &cluster).await;
@@ -72,14 +72,13 @@ async fn prepared() -> Cluster {
     cluster
 }
 
-/// A process that reports its keys to a control plane that is there, and then is not.
-async fn living(shown: &mut AtWork) {
+/// A process that says which keys it has, to a control plane that is there, and then is not, and then is.
+async fn presence(shown: &mut AtWork) {
     let control = FaultyRepository::new(MemoryControl::new());
     let builder = Heartbeat::builder(control.clone(), "notes").keyring(LiveKeyring::new(keyring()));
     of(shown, "presence::HeartbeatBuilder").debug(&builder);
     let heartbeat = builder.start().unwrap();
     heartbeat.beat_now().await.unwrap();
-    of(shown, "presence::Heartbeat").debug(&heartbeat);
     control.set(Fault::Unreachable);
     let error = heartbeat.beat_now().await.unwrap_err();
     of(shown, "presence::Heartbeat").error(&error).debug(&heartbeat);

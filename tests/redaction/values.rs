@@ -280,10 +280,20 @@ pub(crate) const TYPES: &[(&str, How)] = &[
     ("pool::PoolOptions", Public(FIGURES)),
     ("pool::PoolStats", Public(FIGURES)),
     ("pool::StatementLogging", Public(WORD)),
-    ("presence::Distribution", Public("names, ids, states and figures")),
+    (
+        "presence::Distribution",
+        Public("ids, names of services and states of keys"),
+    ),
     ("presence::Heartbeat", AtWork),
     ("presence::HeartbeatBuilder", AtWork),
-    ("presence::Holder", Public("a name, an id, a state and figures")),
+    (
+        "presence::Holder",
+        Public("an id, the name of a service, and the state of a key"),
+    ),
+    (
+        "presence::NotEverywhere",
+        Public("ids, names of services and states of keys"),
+    ),
     (
         "repository::Actor",
         Public("a name and a reason, which the audit keeps, as its contract says"),
@@ -301,17 +311,23 @@ pub(crate) const TYPES: &[(&str, How)] = &[
             ));
         }),
     ),
-    ("repository::Beat", Public("a name, ids, states and figures")),
+    (
+        "repository::Beat",
+        Public("an id, the name of a service, and figures"),
+    ),
     ("repository::Change", Public("ids, versions and words")),
     ("repository::ChangeHead", Public(COUNTER)),
     ("repository::ChangeKind", Public(WORD)),
     ("repository::Changes", Public("ids, versions and words")),
     ("repository::ControlSchema", Public(NO_VALUES)),
-    ("repository::CredentialPlace", Public("an id and words")),
+    ("repository::CredentialPlace", Public("ids and words")),
     ("repository::CredentialSlot", Public(WORD)),
     ("repository::Found", Public("an alias of a Result")),
     ("repository::Grants", Public(NAME)),
-    ("repository::Instance", Public("a name, ids, states and figures")),
+    (
+        "repository::Instance",
+        Public("an id, the name of a service, and figures"),
+    ),
     ("repository::InstanceKey", Public("an id, a state and figures")),
     ("repository::KeyReport", Public("an id, a state and figures")),
     (
@@ -363,23 +379,20 @@ pub(crate) const TYPES: &[(&str, How)] = &[
     (
         "repository::Reseal",
         Show(|shown| {
-            let place = CredentialPlace::new(DataSourceId::DEFAULT, Role::App, CredentialSlot::Current);
-            shown.debug(&Reseal::new(
-                place,
-                SealedText::new(SECRET),
-                SealedText::new(hex(&KEY)),
-            ));
+            let place = CredentialPlace::new(DataSourceId::new(), Role::App, CredentialSlot::Current);
+            shown.debug(&Reseal::new(place, SealedText::new(SECRET), sealed().to_text()));
         }),
     ),
     ("repository::ResealOutcome", Public(WORD)),
     (
         "repository::SealedCredential",
         Show(|shown| {
-            let place = CredentialPlace::new(DataSourceId::DEFAULT, Role::App, CredentialSlot::Current);
+            let place = CredentialPlace::new(DataSourceId::new(), Role::App, CredentialSlot::Current);
+            let version = CredentialVersion::FIRST;
             shown.debug(&SealedCredential::new(
                 place,
                 "east",
-                CredentialVersion::FIRST,
+                version,
                 SealedText::new(SECRET),
             ));
         }),
