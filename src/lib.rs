@@ -24,7 +24,7 @@
 //!   apart.
 //! - [`repository`] has the traits of the control plane, and their backends in memory and on Postgres. A team with a
 //!   `tenants` table of its own implements [`TenantRepository`](repository::TenantRepository).
-//! - [`keyring`] seals the credentials.
+//! - [`keyring`] seals the credentials, and [`rotation`] brings stored values under another key.
 //! - [`settings`] reads both planes from the environment.
 //! - [`connector`] and [`pool`] make connections.
 //! - `testing` (feature `testing`) is what biplane's own tests use, and yours may.
@@ -40,6 +40,7 @@ pub mod plane;
 #[cfg(feature = "postgres")]
 pub mod pool;
 pub mod repository;
+pub mod rotation;
 pub mod router;
 pub mod secret;
 pub mod settings;
