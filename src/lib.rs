@@ -25,8 +25,10 @@
 //! - [`repository`] has the traits of the control plane, and their backends in memory and on Postgres. A team with a
 //!   `tenants` table of its own implements [`TenantRepository`](repository::TenantRepository).
 //! - [`keyring`] seals the credentials, and [`rotation`] brings stored values under another key.
+//! - [`presence`] tells the control plane which processes live, and which keys they have.
 //! - [`settings`] reads both planes from the environment.
 //! - [`connector`] and [`pool`] make connections.
+//! - [`manual`] has pages to read, such as the [format of sealed values](manual::keyring_format).
 //! - `testing` (feature `testing`) is what biplane's own tests use, and yours may.
 //!
 //! Decide on [`ErrorKind`](error::ErrorKind), which [`Error::of`](error::Error::of) also finds inside an sqlx error.
@@ -35,10 +37,12 @@
 pub mod connector;
 pub mod error;
 pub mod keyring;
+pub mod manual;
 #[cfg(feature = "postgres")]
 pub mod plane;
 #[cfg(feature = "postgres")]
 pub mod pool;
+pub mod presence;
 pub mod repository;
 pub mod rotation;
 pub mod router;

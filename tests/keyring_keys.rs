@@ -10,7 +10,8 @@ use std::{
 };
 
 use biplane::keyring::{
-    Context, KeyId, KeyMaterial, KeyState, Keyring, KeyringError, LegacyKey, SourceError,
+    Context, KeyId, KeyMaterial, KeySource, KeyState, Keyring, KeyringError, LegacyKey, SourceError,
+    WrapperError,
 };
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
@@ -334,6 +335,11 @@ fn every_error_has_a_hint_and_keeps_it_from_clients() {
             to: KeyState::Destroyed,
         },
         KeyringError::Unconfirmed(id(ID)),
+        KeyringError::NoKeyService(id(ID)),
+        KeyringError::NotUnwrapped {
+            key: id(ID),
+            failure: WrapperError::TimedOut,
+        },
         KeyringError::KeyVanished(id(ID)),
         KeyringError::DuplicateKey(id(ID)),
         KeyringError::Source(SourceError::Exposed),
@@ -358,6 +364,13 @@ fn child() {
     let result = match env::var("KEYRING_TEST_CALL").unwrap().as_str() {
         "env" => Keyring::from_env(Keyring::VARIABLE),
         "legacy" => LegacyKey::from_env("LEGACY_KEY").map(|_| Keyring::parse(HEX).unwrap()),
+        "credential" => {
+            let source = KeySource::systemd_credential(env::var("KEYRING_TEST_NAME").unwrap());
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build();
+            runtime.unwrap().block_on(source.load())
+        }
         _ => Keyring::from_env_or_file(Keyring::VARIABLE, Keyring::FILE_VARIABLE),
     };
     let line = match result {
@@ -375,6 +388,7 @@ fn in_child(call: &str, variables: &[(&str, &std::ffi::OsStr)]) -> String {
         .args(["--exact", "child", "--ignored"])
         .env_remove(Keyring::VARIABLE)
         .env_remove(Keyring::FILE_VARIABLE)
+        .env_remove("CREDENTIALS_DIRECTORY")
         .env("KEYRING_TEST_CALL", call)
         .env("KEYRING_TEST_OUT", &out)
         .envs(variables.iter().copied())
@@ -471,6 +485,56 @@ mod files {
 
         fn path(&self) -> PathBuf {
             self.directory.path().join("keyring")
+        }
+    }
+
+    fn credential(directory: Option<&Path>, name: &str) -> String {
+        let mut variables: Vec<(&str, &OsStr)> = vec![("KEYRING_TEST_NAME", name.as_ref())];
+        variables.extend(directory.map(|directory| ("CREDENTIALS_DIRECTORY", directory.as_os_str())));
+        in_child("credential", &variables)
+    }
+
+    #[test]
+    fn a_credential_of_systemd_holds_a_keyring() {
+        let file = KeyFile::new(format!("primary:{HEX}")).mode(0o400);
+        let directory = file.directory.path();
+        let found = format!("{{{ID}: primary}}");
+        assert_eq!(credential(Some(directory), "keyring"), found);
+        assert_eq!(
+            credential(None, "keyring"),
+            source(SourceError::NoCredentialsDirectory)
+        );
+        assert_eq!(
+            credential(Some("".as_ref()), "keyring"),
+            source(SourceError::NoCredentialsDirectory)
+        );
+        assert_eq!(
+            credential(Some(directory), "other"),
+            source(SourceError::Io(ErrorKind::NotFound))
+        );
+        // A list of systemd's shows as a right of the group, on a file of root's own group alone.
+        let (owner, group) = {
+            use std::os::unix::fs::MetadataExt;
+            let metadata = fs::metadata(file.path()).unwrap();
+            (metadata.uid(), metadata.gid())
+        };
+        let file = file.mode(0o440);
+        let expected = match (owner, group) {
+            (0, 0) => found,
+            _ => source(SourceError::Exposed),
+        };
+        assert_eq!(credential(Some(file.directory.path()), "keyring"), expected);
+        let file = file.mode(0o444);
+        let exposed = source(SourceError::Exposed);
+        assert_eq!(credential(Some(file.directory.path()), "keyring"), exposed);
+    }
+
+    #[test]
+    fn the_name_of_a_credential_leads_nowhere_else() {
+        let file = KeyFile::new(HEX);
+        for name in ["", ".", "..", "../keyring", "a/b", "/etc/passwd"] {
+            let answer = credential(Some(file.directory.path()), name);
+            assert_eq!(answer, source(SourceError::NotACredentialName), "{name}");
         }
     }
 

@@ -14,6 +14,8 @@
 
 #[cfg(all(feature = "postgres", feature = "testing"))]
 mod checkout;
+#[cfg(all(feature = "postgres", feature = "testing"))]
+mod cold_route;
 mod keyring;
 mod measure;
 #[expect(dead_code, reason = "route_hit measures peers that no claim names")]
@@ -30,6 +32,8 @@ const CLAIMS: &[&[fn() -> Claim]] = &[
     keyring::CLAIMS,
     #[cfg(all(feature = "postgres", feature = "testing"))]
     checkout::CLAIMS,
+    #[cfg(all(feature = "postgres", feature = "testing"))]
+    cold_route::CLAIMS,
 ];
 
 fn main() -> ExitCode {

@@ -64,26 +64,52 @@ const ROUNDS: usize = 301;
 ///
 /// Each is run in turn for a short round, and each round gives a ratio of its own, so that whatever slows the machine
 /// down for longer than a round slows both. The median leaves out the rounds that were disturbed in the middle.
-pub(crate) fn ratio(mut first: impl FnMut() -> Duration, mut second: impl FnMut() -> Duration) -> f64 {
+pub(crate) fn ratio(first: impl FnMut() -> Duration, second: impl FnMut() -> Duration) -> f64 {
+    median_of_rounds(ROUNDS, first, second)
+}
+
+fn median_of_rounds(
+    rounds: usize,
+    mut first: impl FnMut() -> Duration,
+    mut second: impl FnMut() -> Duration,
+) -> f64 {
     // The first rounds fill caches and let the clock of the processor rise.
     for _ in 0..10 {
         black_box((first(), second()));
     }
-    let mut ratios: Vec<f64> = (0..ROUNDS)
-        .map(|round| {
-            // Neither always goes first.
-            let (a, b) = if round % 2 == 0 {
-                let a = first();
-                (a, second())
-            } else {
-                let b = second();
-                (first(), b)
-            };
-            a.as_secs_f64() / b.as_secs_f64()
-        })
-        .collect();
-    ratios.sort_by(f64::total_cmp);
-    ratios[ROUNDS / 2]
+    let ratios = (0..rounds).map(|round| {
+        // Neither always goes first.
+        let (a, b) = if round % 2 == 0 {
+            let a = first();
+            (a, second())
+        } else {
+            let b = second();
+            (first(), b)
+        };
+        a.as_secs_f64() / b.as_secs_f64()
+    });
+    median(ratios.collect())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The same for what depends on where its data lies in memory, which one pair of instances cannot tell from what it costs:
+/// the median over many pairs, each made anew.
+pub(crate) fn ratio_of_pairs<A, B>(
+    mut pair: impl FnMut() -> (A, B),
+    mut first: impl FnMut(&A) -> Duration,
+    mut second: impl FnMut(&B) -> Duration,
+) -> f64 {
+    const PAIRS: usize = 41;
+    const ROUNDS_OF_PAIR: usize = 21;
+    let ratios = (0..PAIRS).map(|_| {
+        let (a, b) = pair();
+        median_of_rounds(ROUNDS_OF_PAIR, || first(&a), || second(&b))
+    });
+    median(ratios.collect())
 }
 
 /// The time that `work` takes.

@@ -1,4 +1,4 @@
-//! The bytes and the text of a sealed value. The layout is described in the documentation of the module above.
+//! The bytes and the text of a sealed value. `src/manual/keyring_format.md` describes the layout.
 
 use std::fmt;
 

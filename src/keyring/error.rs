@@ -59,6 +59,18 @@ pub enum KeyringError {
     /// The place that the keys come from could not be read.
     #[error("the keys could not be read")]
     Source(#[source] SourceError),
+    /// This key is wrapped, and there is no key service to unwrap it.
+    #[error("key {0} is wrapped, and no key service was given")]
+    NoKeyService(KeyId),
+    /// The key service did not unwrap this key.
+    #[error("key {key} was not unwrapped")]
+    NotUnwrapped {
+        /// Which key.
+        key: KeyId,
+        /// What the service said.
+        #[source]
+        failure: WrapperError,
+    },
     /// Not a key, or not an entry of a keyring.
     #[error("{}is malformed: {what}", Place(*entry))]
     MalformedKey {
@@ -156,17 +168,6 @@ pub enum SourceError {
     /// Somebody else has written the file since it was read.
     #[error("the key file was changed since it was read")]
     Changed,
-    /// This key is wrapped, and there is no key service to unwrap it.
-    #[error("key {0} is wrapped, and no key service was given")]
-    NoWrapper(KeyId),
-    /// The key service did not unwrap this key.
-    #[error("key {key} was not unwrapped: {failure}")]
-    Wrapper {
-        /// Which key.
-        key: KeyId,
-        /// What the service said.
-        failure: WrapperError,
-    },
     /// The keyring was put together in code, so that there is no place to read it from again.
     #[error("the keyring has no source to be refreshed from")]
     NoSource,
@@ -214,6 +215,8 @@ impl KeyringError {
             Self::NotUtf8 => "read the value as bytes, or look at what was sealed",
             Self::Rng => "the system's random number generator failed: nothing was sealed; try again",
             Self::Source(source) => source.hint(),
+            Self::NoKeyService(_) => "load the keyring through a KeySource that is given the key service",
+            Self::NotUnwrapped { failure, .. } => failure.hint(),
             Self::MalformedKey { .. } => {
                 "an entry is state:material or state:keyid:material, the state pending, primary, decrypt-only or \
                  disabled, the material 64 hex digits or 44 characters of base64; of a destroyed key, destroyed:keyid"
@@ -250,7 +253,8 @@ impl KeyringError {
             | Self::ForbiddenKeyState { key: id, .. }
             | Self::Unconfirmed(id)
             | Self::KeyVanished(id)
-            | Self::Source(SourceError::NoWrapper(id) | SourceError::Wrapper { key: id, .. }) => Some(*id),
+            | Self::NoKeyService(id)
+            | Self::NotUnwrapped { key: id, .. } => Some(*id),
             _ => None,
         }
     }
@@ -289,8 +293,6 @@ impl SourceError {
                 "load the keyring that is there and add a key to it, or choose another path"
             }
             Self::Changed => "load the file again, and make the change again",
-            Self::NoWrapper(_) => "load the keyring through a KeySource that is given the key service",
-            Self::Wrapper { failure, .. } => failure.hint(),
             Self::NoSource => "swap in a new keyring, or load the keyring from a KeySource",
         }
     }

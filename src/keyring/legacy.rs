@@ -24,7 +24,7 @@ use crate::secret::SecretBytes;
 
 use super::{
     Context, KeyId, Keyring, KeyringError,
-    cipher::{KEY_LEN, TAG_LEN},
+    cipher::{self, KEY_LEN, TAG_LEN},
     encoding, key, seal, source,
 };
 
@@ -35,10 +35,12 @@ use super::{
 #[derive(Clone)]
 pub struct LegacyKey(Arc<Ciphers>);
 
+/// The ciphers in boxes of their own: beside the id there would be padding, into which boxing copies what the stack held,
+/// and which dropping does not wipe.
 struct Ciphers {
     id: KeyId,
-    iv12: AesGcm<Aes256Enc, U12>,
-    iv16: AesGcm<Aes256Enc, U16>,
+    iv12: Box<AesGcm<Aes256Enc, U12>>,
+    iv16: Box<AesGcm<Aes256Enc, U16>>,
 }
 
 impl LegacyKey {
@@ -93,8 +95,8 @@ impl LegacyKey {
         let bytes = key.expose_secret();
         Ok(Self(Arc::new(Ciphers {
             id: key::id_of(bytes),
-            iv12: AesGcm::new(bytes.into()),
-            iv16: AesGcm::new(bytes.into()),
+            iv12: cipher::on_wiped_stack(|| Box::new(AesGcm::new(bytes.into()))),
+            iv16: cipher::on_wiped_stack(|| Box::new(AesGcm::new(bytes.into()))),
         })))
     }
 }

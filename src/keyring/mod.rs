@@ -4,40 +4,25 @@
 //! writing to it does not let one tenant's value stand in for another's. Opening does no I/O, and happens only when a
 //! connection is made.
 //!
-//! - [`Keyring`]: the keys of a process, from a variable, a file or a builder.
+//! - [`Keyring`]: a snapshot of keys, from a variable, a file or a builder.
+//! - [`LiveKeyring`]: the keys of a running process, loaded from a [`KeySource`] and swapped while requests go on.
+//! - [`KeyringFile`]: the keys as they are written down, which a rotation edits step by step; wrapped by a key service
+//!   ([`KeyWrapper`]), where there is one.
 //! - [`Context`]: what a value is sealed for, and the only place where it opens.
 //! - [`Sealed`]: a sealed value, in bytes or as text for a column.
 //! - [`LegacyOpener`]: opens what an older system encrypted, so that it can be sealed anew.
+//! - [`Fingerprints`]: whether a credential has changed, told without keeping it.
 //!
-//! # Format, version 1
-//! A sealed value is 82 bytes longer than what was sealed:
+//! # Format
+//! A sealed value is 82 bytes longer than what was sealed: version, suite, key id, nonce, ciphertext, tag and key
+//! commitment. As text for a column it is `bp1.<16 hexadecimal digits of the key id>.<base64url>`, so that SQL can check
+//! that a column holds no plaintext, and count values per key. The cipher is XAES-256-GCM, whose nonces are long enough to
+//! be random without a limit on the number of messages; the commitment keeps a value from opening under two keys; and the
+//! additional data bind it to its [`Context`].
 //!
-//! | offset | bytes | |
-//! |---|---|---|
-//! | 0 | 1 | version, `0x01` |
-//! | 1 | 1 | suite, `0x01`: XAES-256-GCM with key commitment |
-//! | 2 | 8 | key id |
-//! | 10 | 24 | nonce, random |
-//! | 34 | n | ciphertext |
-//! | 34 + n | 16 | tag |
-//! | 50 + n | 32 | key commitment |
-//!
-//! As text it is `bp1.<key id>.<the rest>`: the key id as 16 lower-case hexadecimal digits, and the bytes from offset
-//! 10 in base64url without padding (RFC 4648). `bp1` stands for version 1 with suite 1; the prefix lets SQL check that
-//! a column holds no plaintext, and count values per key. Both forms are canonical.
-//!
-//! With K the key of 32 bytes, ‖ concatenation, CMAC that of NIST SP 800-38B over AES-256, and LP(x) the length of x in
-//! two bytes, big-endian, before x:
-//!
-//! - Ciphertext and tag: XAES-256-GCM as specified by C2SP (<https://c2sp.org/XAES-256-GCM>) under K and the nonce. Its
-//!   nonces are long enough to be random without a limit on the number of messages.
-//! - Additional data: LP("biplane.keyring.v1") ‖ bytes 0 to 9 of the envelope ‖ LP(purpose) ‖ LP(owner id) ‖ LP(field).
-//! - Key commitment: CMAC_K("XCMT" ‖ nonce ‖ `00 01 00 01`) ‖ CMAC_K("XCMT" ‖ nonce ‖ `00 01 00 02`). It is compared, in
-//!   constant time, before anything is decrypted; without it, one can make a ciphertext that opens under two keys.
-//! - Key id: the first 8 bytes of CMAC_K(`00 01 49 00` ‖ "biplane/kid").
-//!
-//! `tests/golden/envelope.mjs` is an independent implementation of these formulas. The envelopes that it made are opened
-//! by every release: whatever becomes of later versions, version 1 opens for ever.
+//! [The page of the format](crate::manual::keyring_format) has every byte, formula and check, for other languages and for
+//! review. Whatever becomes of later versions, version 1 opens for ever: the envelopes in `tests/vectors`, made by an
+//! independent implementation, are opened by every release.
 
 mod cipher;
 mod context;
@@ -47,6 +32,7 @@ mod envelope;
 mod error;
 mod evidence;
 mod file;
+mod fingerprint;
 mod json;
 mod key;
 mod legacy;
@@ -54,6 +40,8 @@ mod live;
 mod ring;
 mod seal;
 mod source;
+#[cfg(test)]
+mod worked_example;
 mod wrapper;
 
 pub use context::Context;
@@ -61,6 +49,7 @@ pub use document::KeyringFile;
 pub use envelope::Sealed;
 pub use error::{KeyringError, SourceError};
 pub use evidence::{Distributed, Unused};
+pub use fingerprint::{Fingerprint, Fingerprints};
 pub use key::{KeyId, KeyIdError, KeyMaterial, KeyState, UnknownKeyState};
 pub use legacy::{LegacyEncoding, LegacyKey, LegacyOpener, LegacyPolicy, LegacyUse};
 pub use live::{KeepFresh, KeyringHealth, LiveKeyring, Refreshed};

@@ -9,7 +9,11 @@ use std::{
     },
 };
 
-use super::{KeyId, KeyMaterial, KeyState, KeyringError, cipher::Cipher, key};
+use super::{
+    KeyId, KeyMaterial, KeyState, KeyringError,
+    cipher::{self, Cipher},
+    key,
+};
 
 /// The keys of a process: seals under the primary one and opens under any that may open.
 ///
@@ -176,7 +180,9 @@ impl Keyring {
     pub(super) fn counting_on(&self, before: &Self) -> Self {
         let mut keys = self.0.keys.clone();
         for key in &mut keys {
-            if let Some(known) = before.key(key.id) {
+            if let Some(known) = before.key(key.id)
+                && !cfg!(biplane_mutant = "a_swap_forgets_uses")
+            {
                 key.used = Arc::clone(&known.used);
             }
         }
@@ -331,10 +337,8 @@ impl Given {
                         "a destroyed key has no bytes any more: name its id alone",
                     ));
                 }
-                let cipher = self
-                    .state
-                    .opens()
-                    .then(|| Arc::new(Cipher::new(material.expose())));
+                let cipher = (self.state.opens() || cfg!(biplane_mutant = "disabled_keys_open"))
+                    .then(|| cipher::on_wiped_stack(|| Arc::new(Cipher::new(material.expose()))));
                 (id, cipher)
             }
             (Held::Ready(cipher), Some(id)) => (id, Some(cipher)),

@@ -117,7 +117,8 @@ impl Keyring {
         })
     }
 
-    fn seal_with(
+    /// Seals with the nonce that `draw` gives: the operating system's, and in tests one that is known.
+    pub(super) fn seal_with(
         &self,
         context: &Context<'_>,
         plaintext: &[u8],
@@ -191,7 +192,10 @@ pub(super) fn into_secret_string(bytes: Box<[u8]>) -> Result<SecretString, Keyri
     match String::from_utf8(bytes.into_vec()) {
         Ok(text) => Ok(SecretString::from(text)),
         Err(error) => {
-            error.into_bytes().zeroize();
+            let mut bytes = error.into_bytes();
+            if !cfg!(biplane_mutant = "refused_bytes_are_left") {
+                bytes.zeroize();
+            }
             Err(KeyringError::NotUtf8)
         }
     }

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 
 use crate::{
     error::{Error, ErrorKind},
-    keyring::{Keyring, KeyringError, LiveKeyring},
+    keyring::{Fingerprint, Fingerprints, Keyring, KeyringError, LiveKeyring},
     secret::Credential,
     tenant::{CredentialVersion, DataSource, DataSourceId, Role, StoredCredential},
 };
@@ -84,14 +84,18 @@ fn unreadable(source: &DataSource, role: Role, error: KeyringError) -> Error {
 /// from the environment, because the control plane stores no credential of that one.
 ///
 /// Cheap to clone; clones share their content. Whatever the record of a data source says is not looked at.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct MemoryCredentials {
     known: Arc<RwLock<HashMap<(DataSourceId, Role), Known>>>,
+    /// `None` when the system gave no random numbers: then every credential counts as another one, which costs
+    /// connections and never leaves an old login in use.
+    fingerprints: Option<Arc<Fingerprints>>,
 }
 
 #[derive(Clone)]
 struct Known {
     version: CredentialVersion,
+    fingerprint: Option<Fingerprint>,
     credential: Credential,
 }
 
@@ -99,16 +103,28 @@ impl MemoryCredentials {
     /// No credentials yet.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            known: Arc::default(),
+            fingerprints: Fingerprints::new().ok().map(Arc::new),
+        }
     }
 
-    /// Stores the credential of a data source and role and returns its version, one above the one it replaces.
+    /// Stores the credential of a data source and role and returns its version, one above the one it replaces. The very
+    /// same credential keeps its version, so that pools go on with the connections that they have.
     pub fn set(&self, source: DataSourceId, role: Role, credential: Credential) -> CredentialVersion {
+        let fingerprint = self.fingerprints.as_ref().map(|prints| prints.of(&credential));
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        let version = known
-            .get(&(source, role))
-            .map_or(CredentialVersion::FIRST, |known| known.version.next());
-        known.insert((source, role), Known { version, credential });
+        let version = match known.get(&(source, role)) {
+            None => CredentialVersion::FIRST,
+            Some(before) if is_same(before.fingerprint, fingerprint) => return before.version,
+            Some(before) => before.version.next(),
+        };
+        let now = Known {
+            version,
+            fingerprint,
+            credential,
+        };
+        known.insert((source, role), now);
         version
     }
 
@@ -118,6 +134,19 @@ impl MemoryCredentials {
             .get(&(source.id, role))
             .map(part)
             .ok_or_else(|| missing(source, role))
+    }
+}
+
+fn is_same(before: Option<Fingerprint>, now: Option<Fingerprint>) -> bool {
+    if cfg!(biplane_mutant = "same_credentials_are_new") {
+        return false;
+    }
+    before.is_some() && before == now
+}
+
+impl Default for MemoryCredentials {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -250,5 +279,40 @@ mod tests {
         let opened = credentials.login(&source, Role::App).await.unwrap().credential;
         assert_eq!(opened.username(), "peer");
         assert!(!format!("{credentials:?}").contains("peer"));
+    }
+
+    #[test]
+    fn the_very_same_credential_keeps_its_version_and_any_other_does_not() {
+        let credentials = MemoryCredentials::new();
+        let source = DataSourceId::new();
+        let set = |user: &str, password: Option<&str>| {
+            let credential = match password {
+                Some(password) => Credential::new(user, SecretString::from(password)),
+                None => Credential::without_password(user),
+            };
+            credentials.set(source, Role::App, credential.unwrap())
+        };
+        let first = set("app", Some("one"));
+        assert_eq!(set("app", Some("one")), first);
+        let mut last = first;
+        // In turn another password, another user, none, an empty one, and back to the first.
+        for (user, password) in [
+            ("app", Some("two")),
+            ("svc", Some("two")),
+            ("svc", None),
+            ("svc", Some("")),
+            ("app", Some("one")),
+        ] {
+            let version = set(user, password);
+            assert!(version > last, "{user} {password:?} is a change");
+            assert_eq!(set(user, password), version);
+            last = version;
+        }
+        let one = || Credential::new("app", SecretString::from("one")).unwrap();
+        assert_eq!(
+            credentials.set(source, Role::Service, one()),
+            CredentialVersion::FIRST,
+            "another role's is not looked at"
+        );
     }
 }

@@ -230,7 +230,7 @@ impl Page {
                 if self.failures.len() < kept {
                     self.failures.push(Failure {
                         owner: value.owner().into(),
-                        field: value.field().into(),
+                        field: value.label().into(),
                         error,
                     });
                 }

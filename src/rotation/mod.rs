@@ -11,28 +11,43 @@
 //!
 //! What an older system encrypted comes in by [`Import`].
 //!
-//! Values are kept in a [`SealedStore`]: `PgColumns` is a table of yours, [`MemoryStore`] is for tests.
+//! Values are kept in a [`SealedStore`]: [`StoredCredentials`] are the control plane's own, `PgColumns` is a table of
+//! yours, [`MemoryStore`] is for tests.
 //!
 //! ```no_run
-//! use biplane::{keyring::Keyring, plane::ControlDb, rotation::{PgColumns, Reseal, doctor}};
 //! use std::sync::Arc;
+//! use biplane::{
+//!     keyring::{KeyId, Keyring, Unused},
+//!     plane::ControlDb,
+//!     repository::{Actor, Instances, PgTenantAdmin},
+//!     rotation::{self, PgColumns, Reseal, StoredCredentials, doctor},
+//! };
 //!
-//! # async fn rotate(control: ControlDb, keyring: Keyring) -> Result<(), Box<dyn std::error::Error>> {
+//! # async fn rotate(
+//! #     control: ControlDb, instances: &dyn Instances, keyring: Keyring, old: KeyId,
+//! # ) -> Result<Unused, Box<dyn std::error::Error>> {
+//! let by = Actor::new("ann", "yearly rotation of keys");
+//! let credentials = Arc::new(StoredCredentials::new(PgTenantAdmin::new(control.clone()), by));
 //! let integrations = Arc::new(
 //!     PgColumns::new(control, "public", "integration")
 //!         .purpose("integration")
 //!         .column("stripe_key", "stripe.key"),
 //! );
 //! let report = Reseal::new(keyring.clone())
+//!     .store(Arc::clone(&credentials))
 //!     .store(Arc::clone(&integrations))
 //!     .on_progress(|progress| println!("{} of {}", progress.done, progress.wanted))
 //!     .run()
 //!     .await?;
-//! println!("{report}{}", doctor(&keyring, &[&integrations]).await?);
-//! # Ok(())
+//! println!("{report}{}", doctor(&keyring, &[&credentials, &integrations]).await?);
+//!
+//! let evidence =
+//!     rotation::unused(old, &[&credentials, &integrations], Some(instances), rotation::QUIET_FOR).await?;
+//! # Ok(evidence)
 //! # }
 //! ```
 
+mod credentials;
 mod doctor;
 mod engine;
 mod job;
@@ -43,6 +58,7 @@ mod report;
 mod store;
 mod unused;
 
+pub use credentials::StoredCredentials;
 pub use doctor::{Diagnosis, KeyInUse, StoreDiagnosis, doctor};
 pub use job::{Import, Importing, Job, Reseal, Resealing, Work};
 pub use memory::MemoryStore;
@@ -50,4 +66,4 @@ pub use memory::MemoryStore;
 pub use postgres::PgColumns;
 pub use report::{Failure, Progress, Report, RotationError, StoreReport};
 pub use store::{Census, Cursor, Decide, Decision, Mode, SealedStore, StoredValue, Visit, Visited, Wanted};
-pub use unused::StillUsed;
+pub use unused::{KeyUser, QUIET_FOR, StillUsed, Use, unused};

@@ -1,6 +1,6 @@
 //! What became of the values: reports, progress and errors.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
 use crate::{
     error::Error,
@@ -110,6 +110,9 @@ pub enum RotationError {
     /// A key is still in use, or it cannot be told.
     #[error("key {} cannot be shown to be out of use", .0.key)]
     StillUsed(Box<StillUsed>),
+    /// It could not be asked which instances live.
+    #[error("it could not be asked which instances live")]
+    Presence(#[source] Error),
     /// Nobody said what to work on.
     #[error("no store was given")]
     NoStore,
@@ -123,7 +126,11 @@ impl RotationError {
             Self::Store { report, .. } | Self::Incomplete(report) | Self::NothingFound { report, .. } => {
                 Some(report)
             }
-            Self::StaleKeyring(_) | Self::Keyring(_) | Self::StillUsed(_) | Self::NoStore => None,
+            Self::StaleKeyring(_)
+            | Self::Keyring(_)
+            | Self::StillUsed(_)
+            | Self::Presence(_)
+            | Self::NoStore => None,
         }
     }
 
@@ -140,6 +147,7 @@ impl RotationError {
             }
             Self::StaleKeyring(_) => "load the present keyring before anything else is sealed with this one",
             Self::Keyring(error) => error.hint(),
+            Self::Presence(_) => "remove the cause and ask again",
             Self::StillUsed(_) => "wait, re-seal what is left, or upgrade the instances that are named",
             Self::NoStore => "give the job at least one store",
         }
@@ -228,14 +236,5 @@ pub(super) fn write_failures(f: &mut fmt::Formatter<'_>, failures: &[Failure], t
     match total.saturating_sub(failures.len() as u64) {
         0 => Ok(()),
         more => writeln!(f, "  and {more} more"),
-    }
-}
-
-/// A stretch of time for an operator.
-pub(super) struct Ago(pub(super) Duration);
-
-impl fmt::Display for Ago {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} s", self.0.as_secs())
     }
 }

@@ -179,6 +179,7 @@ pub struct StoredValue<'a> {
     purpose: &'a str,
     owner: &'a str,
     field: &'a str,
+    label: &'a str,
     text: &'a str,
 }
 
@@ -190,8 +191,22 @@ impl<'a> StoredValue<'a> {
             purpose,
             owner,
             field,
+            label: field,
             text,
         }
+    }
+
+    /// Reports call the field this, where its name alone does not say enough.
+    #[must_use]
+    pub const fn labelled(mut self, label: &'a str) -> Self {
+        self.label = label;
+        self
+    }
+
+    /// What reports call the field.
+    #[must_use]
+    pub const fn label(&self) -> &'a str {
+        self.label
     }
 
     /// Where it is to open.

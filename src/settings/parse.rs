@@ -358,10 +358,13 @@ impl Unknown {
         } else if !self.found.names.iter().any(|known| **known == *name) {
             self.found.names.push(name.into());
         }
-        let name = name.to_ascii_lowercase();
-        self.after_secret |= ["pass", "pwd", "secret", "token", "key"]
-            .iter()
-            .any(|word| name.contains(word));
+        // Without a lower-case copy, which nobody would wipe: the name may be a piece of a password.
+        let holds = |word: &str| {
+            name.as_bytes()
+                .windows(word.len())
+                .any(|piece| piece.eq_ignore_ascii_case(word.as_bytes()))
+        };
+        self.after_secret |= ["pass", "pwd", "secret", "token", "key"].into_iter().any(holds);
     }
 
     fn into_result(self) -> Result<(), DsnError> {

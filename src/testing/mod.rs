@@ -5,6 +5,7 @@
 //!
 //! - [`conformance`]: what every backend of the repository traits must do, as tests that you run on yours.
 //! - [`faulty`]: a repository that fails when a test tells it to.
+//! - [`MemoryKeyService`]: a key service that wraps keys in memory, and is slow, down or wrong when a test tells it to.
 //! - `postgres` (feature `postgres`, Unix alone): Postgres clusters and PgBouncers that a test starts for itself, stops,
 //!   kills and starts again, and that are gone with their files when the test is over, however it ends.
 //! - [`MemoryStack`]: control plane, router and data in memory, in one call, on a clock that the test moves.
@@ -18,6 +19,7 @@ pub mod conformance;
 pub mod faulty;
 #[cfg(feature = "postgres")]
 mod handle;
+mod key_service;
 #[cfg(all(feature = "postgres", unix))]
 pub mod postgres;
 mod stack;
@@ -25,4 +27,5 @@ pub mod wait;
 
 #[cfg(feature = "postgres")]
 pub use handle::tenant_db;
+pub use key_service::{KeyServiceFault, MemoryKeyService};
 pub use stack::MemoryStack;

@@ -1,9 +1,17 @@
-// Envelope version 1, written from the formulas alone, on nothing but Node's block cipher and GCM.
+// Envelope version 1, written from the formulas of the format's page alone, on nothing but Node's block cipher and GCM.
 //
-//   node tests/golden/envelope.mjs > tests/vectors/envelope-v1.json     the golden envelopes
-//   node tests/golden/envelope.mjs open < request.json                  opens one that the crate sealed:
-//       {"key": hex, "purpose": …, "owner": …, "field": …, "text": "bp1.…"} → the plaintext in hex
-import { createCipheriv, createDecipheriv, createHash } from "node:crypto";
+//   node tests/golden/envelope.mjs > tests/vectors/envelope-v1.json   makes the golden envelopes
+//   node tests/golden/envelope.mjs check                              recomputes them, and fails unless every byte is the
+//                                                                     same
+//   node tests/golden/envelope.mjs seal < in.json                     [{"key", "nonce", "purpose", "owner", "field",
+//                                                                     "plaintext"}, …] → [{"envelope", "text"}, …]
+//   node tests/golden/envelope.mjs open < in.json                     [{"key", "purpose", "owner", "field", "text" or
+//                                                                     "envelope"}, …] → [{"plaintext"} or
+//                                                                     {"refused": why}, …]
+//
+// Keys, nonces, plaintexts and envelopes are in hex. Keys come by standard input, because everybody on the machine can
+// read the arguments of a program.
+import { createCipheriv, createDecipheriv, createHash, timingSafeEqual } from "node:crypto";
 import { readFileSync } from "node:fs";
 
 const bytes = (...parts) => Buffer.concat(parts.map((p) => (typeof p === "string" ? Buffer.from(p, "utf8") : Buffer.from(p))));
@@ -63,18 +71,32 @@ function seal(key, nonce, context, plaintext) {
 const toText = (envelope) =>
   `bp1.${envelope.subarray(2, 10).toString("hex")}.${envelope.subarray(10).toString("base64url")}`;
 
-function open(key, context, text) {
-  const [prefix, id, body] = text.split(".");
-  if (prefix !== "bp1" || id !== keyId(key).toString("hex")) throw new Error("another format or another key");
-  const envelope = Buffer.from(body, "base64url");
-  if (envelope.toString("base64url") !== body || envelope.length < 72) throw new Error("malformed");
-  const nonce = envelope.subarray(0, 24);
+class Refused extends Error {}
+
+function fromText(text) {
+  const match = /^bp1\.([0-9a-f]{16})\.([A-Za-z0-9_-]*)$/.exec(text);
+  if (!match) throw new Refused("malformed");
+  const envelope = bytes([1, 1], Buffer.from(match[1], "hex"), Buffer.from(match[2], "base64url"));
+  if (toText(envelope) !== text) throw new Refused("not canonical");
+  return envelope;
+}
+
+function open(key, context, envelope) {
+  if (envelope.length < 2 || envelope[0] !== 1 || envelope[1] !== 1) throw new Refused("version or suite");
+  if (envelope.length < 82) throw new Refused("too short");
+  if (!envelope.subarray(0, 10).equals(header(key))) throw new Refused("another key");
+  const nonce = envelope.subarray(10, 34);
   const end = envelope.length - 48;
-  if (!envelope.subarray(end + 16).equals(commitment(key, nonce))) throw new Error("commitment");
+  if (!timingSafeEqual(envelope.subarray(end + 16), commitment(key, nonce))) throw new Refused("commitment");
   const gcm = createDecipheriv("aes-256-gcm", messageKey(key, nonce), nonce.subarray(12), { authTagLength: 16 });
   gcm.setAAD(additionalData(key, context));
   gcm.setAuthTag(envelope.subarray(end, end + 16));
-  return bytes(gcm.update(envelope.subarray(24, end)), gcm.final());
+  const opened = gcm.update(envelope.subarray(34, end));
+  try {
+    return bytes(opened, gcm.final());
+  } catch {
+    throw new Refused("tag");
+  }
 }
 
 // Reproducible inputs: SHA-256 of a label and a number, repeated as far as needed.
@@ -110,9 +132,46 @@ function golden() {
   return JSON.stringify({ source: "tests/golden/envelope.mjs", cases }, null, 1);
 }
 
-if (process.argv[2] === "open") {
-  const { key, text, ...context } = JSON.parse(readFileSync(0, "utf8"));
-  console.log(open(Buffer.from(key, "hex"), context, text).toString("hex"));
-} else {
-  console.log(golden());
+const unhex = (text) => Buffer.from(text, "hex");
+
+function answerToSeal(request) {
+  const envelope = seal(unhex(request.key), unhex(request.nonce), request, unhex(request.plaintext));
+  return { envelope: envelope.toString("hex"), text: toText(envelope) };
 }
+
+function answerToOpen(request) {
+  try {
+    const envelope = "text" in request ? fromText(request.text) : unhex(request.envelope);
+    return { plaintext: open(unhex(request.key), request, envelope).toString("hex") };
+  } catch (error) {
+    if (error instanceof Refused) return { refused: error.message };
+    throw error;
+  }
+}
+
+function check() {
+  const file = new URL("../vectors/envelope-v1.json", import.meta.url);
+  const text = readFileSync(file, "utf8");
+  if (text.trimEnd() !== golden()) throw new Error("the golden envelopes are others than this script makes");
+  const { cases } = JSON.parse(text);
+  for (const [number, { text, ...rest }] of cases.entries()) {
+    for (const request of [{ text, ...rest, envelope: undefined }, rest]) {
+      if (answerToOpen(request).plaintext !== rest.plaintext) throw new Error(`golden envelope ${number} does not open`);
+    }
+  }
+  console.log(`${cases.length} golden envelopes, 0 mismatches`);
+}
+
+const requests = () => JSON.parse(readFileSync(0, "utf8"));
+const commands = {
+  golden: () => console.log(golden()),
+  check,
+  seal: () => console.log(JSON.stringify(requests().map(answerToSeal))),
+  open: () => console.log(JSON.stringify(requests().map(answerToOpen))),
+};
+const command = commands[process.argv[2] ?? "golden"];
+if (!command || process.argv.length > 3) {
+  console.error("usage: node tests/golden/envelope.mjs [golden | check | seal | open]; see the head of the file");
+  process.exit(2);
+}
+command();

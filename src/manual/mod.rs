@@ -1,0 +1,16 @@
+//! Pages to read, one for each module here. There is no code.
+
+/// The format of sealed values: enough to write another opener and sealer, in any language.
+pub mod keyring_format {
+    #![doc = include_str!("keyring_format.md")]
+}
+
+/// What the keyring defends, and what it does not.
+pub mod keyring_threats {
+    #![doc = include_str!("keyring_threats.md")]
+}
+
+/// Keys from the first to the destruction of an old one: an operator's guide.
+pub mod keys {
+    #![doc = include_str!("keys.md")]
+}
