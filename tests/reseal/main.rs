@@ -8,7 +8,10 @@ mod control;
 mod sealed;
 
 mod columns;
+mod credentials;
 mod diagnosis;
+mod evidence;
 mod held;
 mod memory;
 mod refused;
+mod writers;
