@@ -13,6 +13,7 @@ use biplane::{
     error::Error,
     keyring::{KeySource, LiveKeyring},
     plane::{ControlDb, ControlOptions, TenantDb},
+    presence::{Heartbeat, HeartbeatBuilder},
     repository::{
         Actor, ControlSchema, CredentialSlot, CredentialSource, Grants, MemoryControl, MemoryCredentials,
         NewSource, NewTenant, PgTenantAdmin, PgTenants, TenantAdmin,
@@ -43,6 +44,7 @@ pub(crate) fn everything() -> (AtWork, String) {
     let (events, recording) = Events::record();
     runtime.block_on(async {
         keys(&mut shown).await;
+        presence(&mut shown).await;
         in_memory(&mut shown).await;
         kit(&mut shown, &cluster).await;
         on_postgres(&mut shown, &cluster).await;
@@ -68,6 +70,17 @@ async fn prepared() -> Cluster {
         .await
         .unwrap();
     cluster
+}
+
+/// A process that says which keys it has.
+async fn presence(shown: &mut AtWork) {
+    let beat = |builder: HeartbeatBuilder| builder.keyring(LiveKeyring::new(keyring()));
+    let builder = beat(Heartbeat::builder(MemoryControl::new(), "notes"));
+    of(shown, "presence::HeartbeatBuilder").debug(&builder);
+    let heartbeat = builder.start().unwrap();
+    heartbeat.beat_now().await.unwrap();
+    of(shown, "presence::Heartbeat").debug(&heartbeat);
+    heartbeat.close(Duration::from_secs(60)).await.unwrap();
 }
 
 /// A keyring whose file becomes a wrong one.

@@ -18,7 +18,10 @@ use biplane::{
         LegacyKey, LiveKeyring, SourceError, Unused,
     },
     plane::{ControlOptions, RoleName, dangerous_assume_tenant},
-    repository::{Actor, AuditEntry, Login, NewSource, NewTenant, Page, PageItem, SourceChange, Subject},
+    repository::{
+        Actor, AuditEntry, CredentialPlace, CredentialSlot, Login, NewSource, NewTenant, Page, PageItem,
+        Reseal, SealedCredential, SourceChange, Subject,
+    },
     secret::{Credential, SecretBytes},
     settings::Dsn,
     tenant::{
@@ -278,6 +281,20 @@ pub(crate) const TYPES: &[(&str, How)] = &[
     ("pool::PoolStats", Public(FIGURES)),
     ("pool::StatementLogging", Public(WORD)),
     (
+        "presence::Distribution",
+        Public("ids, names of services and states of keys"),
+    ),
+    ("presence::Heartbeat", AtWork),
+    ("presence::HeartbeatBuilder", AtWork),
+    (
+        "presence::Holder",
+        Public("an id, the name of a service, and the state of a key"),
+    ),
+    (
+        "presence::NotEverywhere",
+        Public("ids, names of services and states of keys"),
+    ),
+    (
         "repository::Actor",
         Public("a name and a reason, which the audit keeps, as its contract says"),
     ),
@@ -294,14 +311,25 @@ pub(crate) const TYPES: &[(&str, How)] = &[
             ));
         }),
     ),
+    (
+        "repository::Beat",
+        Public("an id, the name of a service, and figures"),
+    ),
     ("repository::Change", Public("ids, versions and words")),
     ("repository::ChangeHead", Public(COUNTER)),
     ("repository::ChangeKind", Public(WORD)),
     ("repository::Changes", Public("ids, versions and words")),
     ("repository::ControlSchema", Public(NO_VALUES)),
+    ("repository::CredentialPlace", Public("ids and words")),
     ("repository::CredentialSlot", Public(WORD)),
     ("repository::Found", Public("an alias of a Result")),
     ("repository::Grants", Public(NAME)),
+    (
+        "repository::Instance",
+        Public("an id, the name of a service, and figures"),
+    ),
+    ("repository::InstanceKey", Public("an id, a state and figures")),
+    ("repository::KeyReport", Public("an id, a state and figures")),
     (
         "repository::Login",
         Show(|shown| {
@@ -348,6 +376,27 @@ pub(crate) const TYPES: &[(&str, How)] = &[
     ),
     ("repository::PgTenantAdmin", AtWork),
     ("repository::PgTenants", AtWork),
+    (
+        "repository::Reseal",
+        Show(|shown| {
+            let place = CredentialPlace::new(DataSourceId::new(), Role::App, CredentialSlot::Current);
+            shown.debug(&Reseal::new(place, SealedText::new(SECRET), sealed().to_text()));
+        }),
+    ),
+    ("repository::ResealOutcome", Public(WORD)),
+    (
+        "repository::SealedCredential",
+        Show(|shown| {
+            let place = CredentialPlace::new(DataSourceId::new(), Role::App, CredentialSlot::Current);
+            let version = CredentialVersion::FIRST;
+            shown.debug(&SealedCredential::new(
+                place,
+                "east",
+                version,
+                SealedText::new(SECRET),
+            ));
+        }),
+    ),
     (
         "repository::SourceChange",
         Show(|shown| {
@@ -485,6 +534,7 @@ pub(crate) const TYPES: &[(&str, How)] = &[
         }),
     ),
     ("tenant::Incarnation", Public(ID)),
+    ("tenant::InstanceId", Public(ID)),
     ("tenant::Isolation", Public(WORD)),
     (
         "tenant::Location",
