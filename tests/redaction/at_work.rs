@@ -11,7 +11,7 @@ use biplane::{
         postgres::{PgConnector, PgConnectorOptions},
     },
     error::Error,
-    keyring::{KeyId, KeySource, LiveKeyring},
+    keyring::{KeyId, KeySource, LegacyKey, LegacyOpener, LegacyPolicy, LiveKeyring},
     plane::{ControlDb, ControlOptions, TenantDb},
     pool::PoolOptions,
     presence::{self, Heartbeat, missing},
@@ -19,6 +19,7 @@ use biplane::{
         Actor, ControlSchema, CredentialSlot, CredentialSource, Grants, Instances, MemoryControl,
         MemoryCredentials, NewSource, NewTenant, PgTenantAdmin, PgTenants, TenantAdmin,
     },
+    rotation::{Import, MemoryStore, PgColumns, Reseal, StoredCredentials, doctor},
     router::CacheOptions,
     secret::Credential,
     tenant::{DataSourceId, Location, Role, SealedText, Server, Tenant, TenantStatus},
@@ -46,6 +47,7 @@ pub(crate) fn everything() -> (AtWork, String) {
     let (events, recording) = Events::record();
     runtime.block_on(async {
         keys(&mut shown).await;
+        rotation(&mut shown, &cluster).await;
         in_memory(&mut shown).await;
         kit(&mut shown, &cluster).await;
         on_postgres(&mut shown, &cluster).await;
@@ -72,6 +74,47 @@ async fn prepared() -> Cluster {
         .await
         .unwrap();
     cluster
+}
+
+/// Jobs that meet what nobody sealed.
+async fn rotation(shown: &mut AtWork, cluster: &Cluster) {
+    let store = MemoryStore::new("settings", "setting");
+    store.insert("acme", "token", SECRET);
+    store.insert("globex", "token", format!("{SECRET}:{SECRET}:{SECRET}"));
+    of(shown, "rotation::MemoryStore").debug(&store);
+    let options = ControlOptions::new(cluster.server("crm"), cluster.superuser());
+    let table = PgColumns::new(ControlDb::connect(options).unwrap(), "public", "setting")
+        .purpose("setting")
+        .column("token", "token");
+    of(shown, "rotation::PgColumns").debug(&table);
+    let filled = format!(
+        "create table setting (id int primary key, token text); insert into setting values (1, '{SECRET}')"
+    );
+    cluster.sql("crm", &filled).await.unwrap();
+    let credentials = StoredCredentials::new(MemoryControl::new(), Actor::new("ann", "rotation"));
+    of(shown, "rotation::StoredCredentials").debug(&credentials);
+
+    let legacy = LegacyOpener::new(LegacyKey::from_bytes(&KEY).unwrap(), LegacyPolicy::ReadThrough);
+    let diagnosis = doctor(&keyring(), &[&store, &table]).await.unwrap();
+    of(shown, "rotation::StoreDiagnosis").debug(&diagnosis.stores[1]);
+    of(shown, "rotation::StoreDiagnosis").display(&diagnosis.stores[1]);
+    of(shown, "rotation::Diagnosis").debug(&diagnosis);
+    of(shown, "rotation::Diagnosis").display(&diagnosis);
+    let mut import = Import::new(legacy, keyring()).store(store.clone());
+    let mut reseal = Reseal::new(keyring()).store(store).store(table);
+    for error in [import.run().await.unwrap_err(), reseal.run().await.unwrap_err()] {
+        let report = error.report().unwrap();
+        let entry = report.stores.last().unwrap();
+        of(shown, "rotation::Failure").debug(&entry.failures[0]);
+        of(shown, "rotation::Failure").display(&entry.failures[0]);
+        of(shown, "rotation::StoreReport").debug(entry);
+        of(shown, "rotation::StoreReport").display(entry);
+        of(shown, "rotation::Report").debug(report);
+        of(shown, "rotation::Report").display(report);
+        of(shown, "rotation::RotationError").error(&error);
+    }
+    of(shown, "rotation::Job").debug(&import);
+    of(shown, "rotation::Job").debug(&reseal);
 }
 
 /// A keyring whose file becomes a wrong one.

@@ -6,6 +6,8 @@ use biplane::{
     connector::postgres::{EnvironmentSource, PgConnectorOptions},
     keyring::KeyWrapper,
     plane::{ControlOptions, RoleName, dangerous_assume_tenant},
+    rotation::{Cursor, Decision, StoredValue},
+    tenant::SealedText,
     testing::MemoryKeyService,
     testing::postgres::{BouncerAuth, Cluster},
 };
@@ -81,6 +83,67 @@ pub(super) const TYPES: &[(&str, How)] = &[
     ("pool::PoolOptions", Public(FIGURES)),
     ("pool::PoolStats", Public(FIGURES)),
     ("pool::StatementLogging", Public(WORD)),
+    ("rotation::Census", Public(FIGURES)),
+    (
+        "rotation::Cursor",
+        Show(|shown| {
+            shown.debug(&Cursor::new(SECRET));
+        }),
+    ),
+    ("rotation::Decide", Public("a function, which prints nothing")),
+    (
+        "rotation::Decision",
+        Show(|shown| {
+            shown.debug(&Decision::Replace(SealedText::new(SECRET)));
+        }),
+    ),
+    ("rotation::Diagnosis", AtWork),
+    ("rotation::Failure", AtWork),
+    ("rotation::Import", Public("an alias of rotation::Job")),
+    (
+        "rotation::Importing",
+        Public("the keyring and the opener of a job, shown with it"),
+    ),
+    ("rotation::Job", AtWork),
+    ("rotation::KeyInUse", Public(FIGURES)),
+    (
+        "rotation::KeyUser",
+        Public("an id, the name of a service, and a length of time"),
+    ),
+    ("rotation::MemoryStore", AtWork),
+    ("rotation::Mode", Public(WORD)),
+    ("rotation::PgColumns", AtWork),
+    ("rotation::Progress", Public(FIGURES)),
+    ("rotation::Report", AtWork),
+    ("rotation::Reseal", Public("an alias of rotation::Job")),
+    (
+        "rotation::Resealing",
+        Public("the keyring of a job, shown with it"),
+    ),
+    ("rotation::RotationError", AtWork),
+    (
+        "rotation::StillUsed",
+        Public("ids, names of services and stores, and figures"),
+    ),
+    ("rotation::StoreDiagnosis", AtWork),
+    ("rotation::StoreReport", AtWork),
+    ("rotation::StoredCredentials", AtWork),
+    (
+        "rotation::StoredValue",
+        Show(|shown| {
+            shown.debug(&StoredValue::new("setting", "acme", "token", SECRET));
+        }),
+    ),
+    ("rotation::Use", Public(WORD)),
+    (
+        "rotation::Visit",
+        Public("a position that does not show, and figures"),
+    ),
+    (
+        "rotation::Visited",
+        Public("a position that does not show, and figures"),
+    ),
+    ("rotation::Wanted", Public("a word and the id of a key")),
     ("router::Biplane", AtWork),
     ("router::Builder", AtWork),
     ("router::CacheOptions", Public(FIGURES)),
