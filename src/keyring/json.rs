@@ -22,7 +22,7 @@ pub(super) enum Value<'a> {
 pub(super) fn parse(text: &str) -> Result<Value<'_>, KeyringError> {
     if let Some(before) = text.find('\\') {
         return Err(KeyringError::MalformedFile {
-            line: Some(text[..before].lines().count().max(1)),
+            line: Some(1 + text[..before].matches('\n').count()),
             what: "it holds a backslash, and escapes are not read",
         });
     }
