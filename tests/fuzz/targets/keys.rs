@@ -88,6 +88,11 @@ pub(crate) fn file(input: &[u8]) -> Vec<&'static str> {
                 "what was written is not what was read"
             );
             assert!(!text.contains('\\'));
+            // serde_json keeps the last of two fields of one name.
+            let fields = |object: &Value| object.as_object().expect("it is an object").len();
+            let keys = given["keys"].as_array().expect("it has keys");
+            let kept = fields(&given) + keys.iter().map(fields).sum::<usize>();
+            assert_eq!(kept, names(text), "a field is there twice");
         }
         Err(KeyringError::MalformedFile { line: Some(line), .. }) => {
             assert!((1..=text.split('\n').count()).contains(line), "line {line}");
@@ -101,6 +106,16 @@ pub(crate) fn file(input: &[u8]) -> Vec<&'static str> {
         }
     }
     vec![outcome(text, read.as_ref())]
+}
+
+/// How many names of fields there are in JSON without escapes: texts that a colon follows.
+fn names(json: &str) -> usize {
+    let parts: Vec<&str> = json.split('"').collect();
+    // Every other part is inside of quotation marks.
+    (1..parts.len())
+        .step_by(2)
+        .filter(|text| parts[text + 1].trim_start().starts_with(':'))
+        .count()
 }
 
 /// Reads it, and what was read again from the form in which it is written, which must say the same.
