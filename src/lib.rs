@@ -25,6 +25,7 @@
 //! - [`repository`] has the traits of the control plane, and their backends in memory and on Postgres. A team with a
 //!   `tenants` table of its own implements [`TenantRepository`](repository::TenantRepository).
 //! - [`keyring`] seals the credentials.
+//! - [`presence`] tells the control plane which processes live, and which keys they have.
 //! - [`settings`] reads both planes from the environment.
 //! - [`connector`] and [`pool`] make connections.
 //! - [`manual`] has pages to read, such as the [format of sealed values](manual::keyring_format).
@@ -41,6 +42,7 @@ pub mod manual;
 pub mod plane;
 #[cfg(feature = "postgres")]
 pub mod pool;
+pub mod presence;
 pub mod repository;
 pub mod router;
 pub mod secret;

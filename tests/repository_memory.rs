@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 
 use biplane::{
     error::ErrorKind,
-    repository::{Actor, ChangeLog, MemoryControl, NewTenant, TenantAdmin, TenantRepository},
+    repository::{
+        Actor, ChangeLog, CredentialStore, Instances, MemoryControl, NewTenant, TenantAdmin, TenantRepository,
+    },
     tenant::{DataSourceId, Location, Slug, TenantId, TenantRecord, TenantRef},
     testing::{
         conformance::{Backend, ReadBackend, async_trait, seed_through},
@@ -39,6 +41,18 @@ impl Backend for Memory {
 
     fn changes(&self) -> Arc<dyn ChangeLog> {
         Arc::new(self.0.clone())
+    }
+
+    fn credentials(&self) -> Arc<dyn CredentialStore> {
+        Arc::new(self.0.clone())
+    }
+
+    fn instances(&self) -> Arc<dyn Instances> {
+        Arc::new(self.0.clone())
+    }
+
+    async fn pass(&self, time: Duration) {
+        self.0.advance(time);
     }
 
     async fn prune(&self) {

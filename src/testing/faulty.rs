@@ -10,8 +10,8 @@ use tokio::sync::watch;
 
 use crate::{
     error::{Error, ErrorKind},
-    repository::{Found, Page, TenantRepository},
-    tenant::{TenantId, TenantName, TenantRef},
+    repository::{Beat, Found, Instance, Instances, Page, TenantRepository},
+    tenant::{InstanceId, TenantId, TenantName, TenantRef},
 };
 
 /// Wraps a repository and lets a test decide what becomes of each call, and see what was asked.
@@ -67,7 +67,7 @@ impl<R> FaultyRepository<R> {
         self.fault.send_replace(fault);
     }
 
-    /// How many calls have begun, of either method.
+    /// How many calls have begun, of any method.
     #[must_use]
     pub fn calls(&self) -> usize {
         *self.calls.borrow()
@@ -149,6 +149,28 @@ impl<R: TenantRepository> TenantRepository for FaultyRepository<R> {
         let admitted = self.admit().await?;
         let page = self.inner.list(after, limit).await;
         self.release(admitted, page).await
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<R: Instances> Instances for FaultyRepository<R> {
+    async fn beat(&self, beat: &Beat) -> Result<(), Error> {
+        let admitted = self.admit().await?;
+        let taken = self.inner.beat(beat).await;
+        self.release(admitted, taken).await
+    }
+
+    async fn leave(&self, instance: InstanceId) -> Result<(), Error> {
+        let admitted = self.admit().await?;
+        let left = self.inner.leave(instance).await;
+        self.release(admitted, left).await
+    }
+
+    async fn instances(&self) -> Result<Vec<Instance>, Error> {
+        let admitted = self.admit().await?;
+        let listed = self.inner.instances().await;
+        self.release(admitted, listed).await
     }
 }
 
