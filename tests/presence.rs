@@ -83,11 +83,13 @@ async fn a_process_is_listed_with_its_keys_until_it_closes() {
     kind(heartbeat.close(seconds(5)).await, ErrorKind::Closed);
 }
 
+type Moments = Arc<Mutex<Vec<Instant>>>;
+
 /// The moments of its beats, by the clock of the test.
-fn recorded(heartbeats: usize) -> (Vec<Heartbeat>, Vec<Arc<Mutex<Vec<Instant>>>>) {
+fn recorded(heartbeats: usize) -> (Vec<Heartbeat>, Vec<Moments>) {
     let control = MemoryControl::new();
     let one = |_| {
-        let moments: Arc<Mutex<Vec<Instant>>> = Arc::default();
+        let moments = Moments::default();
         let seen = Arc::clone(&moments);
         let note = move || {
             seen.lock().unwrap().push(Instant::now());
@@ -419,6 +421,37 @@ async fn who_has_a_key_that_opens_is_ready_and_who_has_not_is_named() {
     }
     fleet.control.leave(fleet.ids[6]).await.unwrap();
     assert!(fleet.ask().await.is_everywhere());
+}
+
+/// Promotion asks for it, and gets the names of those that are in the way instead.
+#[tokio::test]
+async fn evidence_is_given_only_of_a_key_that_is_everywhere() {
+    let fleet = Fleet::of(9);
+    let nobody = fleet.ask().await.evidence().unwrap_err();
+    assert!(nobody.to_string().contains("by hand"), "{nobody}");
+    fleet.beat(0, PENDING).await;
+    fleet.beat(1, Some(KeyState::Disabled)).await;
+    for n in 2..9 {
+        fleet.beat(n, None).await;
+    }
+    let asked = fleet.ask().await;
+    let refused = asked.clone().evidence().unwrap_err();
+    assert_eq!(*refused.distribution(), asked);
+    let said = refused.to_string();
+    for part in [
+        "missing in 8 of 9",
+        &key(1).to_string(),
+        "service-1",
+        "has it disabled",
+        &fleet.ids[2].to_string(),
+        "and 3 more",
+    ] {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    for n in 1..9 {
+        fleet.beat(n, PENDING).await;
+    }
+    assert_eq!(fleet.ask().await.evidence().unwrap().key(), key(1));
 }
 
 #[tokio::test]
