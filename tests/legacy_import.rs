@@ -4,7 +4,15 @@
 mod control;
 mod sealed;
 
-use std::{collections::HashMap, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use biplane::{
     keyring::{
@@ -16,6 +24,11 @@ use biplane::{
 use sealed::{Base, Keys, PURPOSE, base, incomplete, open, seal};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::{
+    Layer,
+    layer::{Context as LayerContext, SubscriberExt},
+};
 
 #[derive(Deserialize)]
 struct Vectors {
@@ -382,6 +395,38 @@ fn a_column_that_is_half_imported_is_read_through_and_counted() {
         (through.reads(), through.imports(), through.refusals()),
         (2, 0, 0)
     );
+}
+
+/// Counts what is logged as a warning about legacy values.
+#[derive(Clone, Default)]
+struct Warnings(Arc<AtomicUsize>);
+
+impl<S: Subscriber> Layer<S> for Warnings {
+    fn on_event(&self, event: &Event<'_>, _: LayerContext<'_, S>) {
+        let about_keys = event.metadata().target().starts_with("biplane::keyring");
+        if about_keys && *event.metadata().level() == Level::WARN {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+#[test]
+fn the_first_read_through_is_logged_and_then_it_is_quiet() {
+    let warnings = Warnings::default();
+    let _recording = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
+    let logged = || warnings.0.load(Ordering::SeqCst);
+    let through = opener(KEY, LegacyPolicy::ReadThrough);
+    through.open("garbage", LegacyUse::Read).unwrap_err();
+    through.open(HEX, LegacyUse::Import).unwrap();
+    assert_eq!(logged(), 0);
+    for _ in 0..3 {
+        through.open(HEX, LegacyUse::Read).unwrap();
+    }
+    assert_eq!((logged(), through.reads()), (1, 3));
+    opener(KEY, LegacyPolicy::ReadThrough)
+        .open(BASE64, LegacyUse::Read)
+        .unwrap();
+    assert_eq!(logged(), 2, "once for each opener");
 }
 
 /// What looks sealed is never tried as anything else, so that damage shows as what it is.

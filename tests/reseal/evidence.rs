@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use biplane::{
+    error::{Error, ErrorKind},
     keyring::{KeyId, KeyState, Unused},
     presence::PRESUMED_DEAD,
-    repository::{Beat, Instances, KeyReport, MemoryControl},
+    repository::{Beat, Instance, Instances, KeyReport, MemoryControl},
     rotation::{MemoryStore, QUIET_FOR, RotationError, StillUsed, Use, unused},
     tenant::InstanceId,
+    testing::conformance::async_trait,
 };
 
 use crate::sealed::{Keys, PURPOSE, seal};
@@ -187,4 +189,33 @@ async fn nobody_to_ask_is_no_evidence() {
     assert!(still.unwatched && still.values.is_empty());
     let outcome = unused(world.keys.old, &[], Some(&world.control), QUIET_FOR).await;
     assert!(matches!(outcome, Err(RotationError::NoStore)));
+}
+
+/// A control plane that nobody can ask.
+#[derive(Debug)]
+struct Away;
+
+#[async_trait]
+impl Instances for Away {
+    async fn beat(&self, _: &Beat) -> Result<(), Error> {
+        Err(ErrorKind::ControlPlaneUnavailable.into())
+    }
+
+    async fn leave(&self, _: InstanceId) -> Result<(), Error> {
+        Err(ErrorKind::ControlPlaneUnavailable.into())
+    }
+
+    async fn instances(&self) -> Result<Vec<Instance>, Error> {
+        Err(ErrorKind::ControlPlaneUnavailable.into())
+    }
+}
+
+#[tokio::test]
+async fn who_cannot_be_asked_gives_no_evidence() {
+    let world = World::new();
+    let outcome = unused(world.keys.old, &[&world.store], Some(&Away), QUIET_FOR).await;
+    let Err(RotationError::Presence(error)) = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert_eq!(error.kind(), ErrorKind::ControlPlaneUnavailable);
 }

@@ -1,9 +1,20 @@
 //! The store in memory, and what does not depend on a store.
 
-use std::{num::NonZeroU32, sync::Arc};
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
-use biplane::rotation::{
-    Decision, MemoryStore, Mode, Reseal, RotationError, SealedStore, Visit, Wanted, doctor,
+use biplane::{
+    error::{Error, ErrorKind},
+    rotation::{
+        Census, Decide, Decision, MemoryStore, Mode, Reseal, RotationError, SealedStore, Visit, Visited,
+        Wanted, doctor,
+    },
+    testing::conformance::async_trait,
 };
 use tokio::time::Instant;
 
@@ -147,4 +158,85 @@ async fn what_fails_does_not_make_the_job_wait() {
     let report = incomplete(Reseal::new(keys.after.clone()).store(store).run().await);
     assert_eq!((report.done(), report.failed(), report.busy()), (2, 1, 0));
     assert_eq!(began.elapsed().as_millis(), 0);
+}
+
+/// A store of somebody's own, whose every page fails so often before it is read and written.
+#[derive(Debug)]
+struct Failing {
+    inner: MemoryStore,
+    how: ErrorKind,
+    times: u32,
+    left: AtomicU32,
+}
+
+impl Failing {
+    fn new(inner: MemoryStore, how: ErrorKind, times: u32) -> Self {
+        Self {
+            inner,
+            how,
+            times,
+            left: AtomicU32::new(times),
+        }
+    }
+}
+
+#[async_trait]
+impl SealedStore for Failing {
+    fn name(&self) -> &str {
+        "failing"
+    }
+
+    async fn census(&self) -> Result<Census, Error> {
+        self.inner.census().await
+    }
+
+    async fn count(&self, wanted: Wanted) -> Result<u64, Error> {
+        self.inner.count(wanted).await
+    }
+
+    async fn visit(&self, page: &Visit<'_>, decide: &mut Decide<'_>) -> Result<Visited, Error> {
+        if self.left.load(Ordering::SeqCst) > 0 {
+            self.left.fetch_sub(1, Ordering::SeqCst);
+            // What was shown does not count when the page is lost.
+            let look = Visit::new(page.wanted, Mode::Look, page.after, page.limit);
+            self.inner.visit(&look, decide).await?;
+            return Err(self.how.into());
+        }
+        self.left.store(self.times, Ordering::SeqCst);
+        self.inner.visit(page, decide).await
+    }
+}
+
+#[tokio::test]
+async fn pages_that_lose_to_others_are_tried_again_and_count_once() {
+    let keys = Keys::new();
+    let store = filled(&keys, 10);
+    store.insert("0003", "token", "not sealed");
+    let failing = Failing::new(store, ErrorKind::TransactionConflict, 2);
+    let mut job = Reseal::new(keys.after.clone()).store(failing).page(pages_of(4));
+    let report = incomplete(job.run().await);
+    assert_eq!(
+        (report.done(), report.failed(), report.stores[0].failures.len()),
+        (9, 1, 1)
+    );
+    assert_eq!(report.stores[0].overtaken, 0);
+}
+
+#[tokio::test]
+async fn pages_that_lose_for_ever_end_the_job_with_what_was_done() {
+    let keys = Keys::new();
+    let whole = filled(&keys, 3);
+    for how in [ErrorKind::TransactionConflict, ErrorKind::MissingPrivilege] {
+        let failing = Failing::new(filled(&keys, 3), how, u32::MAX);
+        let mut job = Reseal::new(keys.after.clone())
+            .store_that_may_be_empty(whole.clone())
+            .store(failing);
+        let error = job.run().await.unwrap_err();
+        assert_eq!(error.report().unwrap().stores.len(), 2);
+        let RotationError::Store { store, source, .. } = error else {
+            panic!("{error:?}")
+        };
+        assert_eq!((&*store, source.kind()), ("failing", how));
+    }
+    assert_eq!(whole.census().await.unwrap().under(keys.new), 3);
 }

@@ -262,3 +262,16 @@ async fn a_server_that_is_not_there_is_an_error_and_no_empty_table() {
         .unwrap_err();
     assert!(matches!(error, RotationError::Store { .. }), "{error:?}");
 }
+
+#[tokio::test]
+async fn a_table_that_changes_between_two_runs_is_said_to_have() {
+    let keys = Keys::new();
+    let (mut base, store) = settings(&keys, 1).await;
+    let mut job = Reseal::new(keys.after.clone()).store(store);
+    job.run().await.unwrap();
+    base.sql("alter table app.setting rename token to secret").await;
+    let RotationError::Store { source, .. } = job.run().await.unwrap_err() else {
+        panic!("the column is gone")
+    };
+    assert_says(&source, ErrorKind::SchemaMismatch, &["app.setting has changed"]);
+}

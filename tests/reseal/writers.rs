@@ -20,6 +20,7 @@ use biplane::{
     secret::Credential,
     settings::Dsn,
     tenant::{CredentialVersion, DataSourceId, Location, Role},
+    testing::wait,
 };
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -191,14 +192,10 @@ async fn under_new(session: &mut PgConnection, keys: &Keys) -> i64 {
 /// Waits until the jobs have brought more rows under the new key than there were.
 async fn until_more(session: &mut PgConnection, keys: &Keys, by: i64) {
     let goal = under_new(session, keys).await + by;
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
-    while under_new(session, keys).await < goal {
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "the jobs make no progress"
-        );
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let enough = async || under_new(session, keys).await >= goal;
+    wait::until("progress of the jobs", Duration::from_secs(60), enough)
+        .await
+        .unwrap();
 }
 
 async fn add_credentials(admin: &PgTenantAdmin, keys: &Keys) -> Vec<DataSourceId> {
@@ -297,9 +294,11 @@ async fn ten_thousand_rows_under_writers_and_killed_jobs_are_all_there_and_all_u
 
     // Everybody has the new keyring from here on. Now three finish it together.
     shared.promoted.store(true, Ordering::SeqCst);
-    while shared.told.load(Ordering::SeqCst) < u32::try_from(WRITERS).unwrap() {
-        tokio::task::yield_now().await;
-    }
+    wait::until("every writer knows", Duration::from_secs(60), async || {
+        shared.told.load(Ordering::SeqCst) == u32::try_from(WRITERS).unwrap()
+    })
+    .await
+    .unwrap();
     let mut workers = Vec::new();
     for number in 0..3 {
         let db = handle(&base.database, &format!("reseal-{number}")).await;
