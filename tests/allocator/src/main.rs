@@ -73,6 +73,7 @@ fn main() -> ExitCode {
     values::sealed(&mut report, &inputs);
     values::refused(&mut report, &inputs);
     values::legacy(&mut report, &inputs);
+    values::jobs(&mut report, &inputs);
     passwords::settings(&mut report);
     passwords::credentials(&mut report);
     files::json(&mut report, &inputs);
