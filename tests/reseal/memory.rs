@@ -223,6 +223,25 @@ async fn pages_that_lose_to_others_are_tried_again_and_count_once() {
     assert_eq!(report.stores[0].overtaken, 0);
 }
 
+/// What failed before the store did is in the report as well.
+#[tokio::test]
+async fn a_store_that_fails_in_the_middle_leaves_a_report_of_what_was_before() {
+    let keys = Keys::new();
+    let store = filled(&keys, 6);
+    store.insert("0001", "token", "not sealed");
+    let failing = Arc::new(Failing::new(store, ErrorKind::MissingPrivilege, 0));
+    let after_one_page = Arc::clone(&failing);
+    let mut job = Reseal::new(keys.after.clone())
+        .store(failing)
+        .page(pages_of(3))
+        .on_progress(move |_| after_one_page.left.store(1, Ordering::SeqCst));
+    let error = job.run().await.unwrap_err();
+    assert!(matches!(error, RotationError::Store { .. }), "{error:?}");
+    let report = error.report().unwrap();
+    assert_eq!((report.done(), report.failed()), (2, 1));
+    assert_eq!(&*report.stores[0].failures[0].owner, "0001");
+}
+
 #[tokio::test]
 async fn pages_that_lose_for_ever_end_the_job_with_what_was_done() {
     let keys = Keys::new();
