@@ -59,14 +59,6 @@ pub(super) struct Run<'a> {
     pub(super) listener: Option<&'a mut Listener>,
 }
 
-/// One pass over the store.
-#[derive(Default)]
-struct Pass {
-    done: u64,
-    failed: u64,
-    failures: Vec<Failure>,
-}
-
 impl Run<'_> {
     /// Goes over the store until nothing is left, or only what fails, or patience runs out. What has been done is in
     /// `report` also when this fails or is dropped.
@@ -76,22 +68,21 @@ impl Run<'_> {
         let mut looked = 0;
         loop {
             passes += 1;
-            let pass = self.pass(passes, &mut looked, report).await?;
-            report.failed = pass.failed;
-            report.failures = pass.failures;
+            let before = report.done;
+            self.pass(passes, &mut looked, report).await?;
             if self.mode == Mode::Look {
                 return Ok(());
             }
             // What others held was passed over, and is only seen by counting.
             let remaining = self.store.count(self.wanted).await?;
-            report.busy = remaining.saturating_sub(pass.failed);
+            report.busy = remaining.saturating_sub(report.failed);
             if cfg!(biplane_mutant = "skipped_rows_are_forgotten") {
                 report.busy = 0;
             }
             if report.busy == 0 {
                 return Ok(());
             }
-            if pass.done > 0 {
+            if report.done > before {
                 productive += 1;
                 (waited, backoff) = (Duration::ZERO, FIRST_BACKOFF);
                 if productive == PASSES {
@@ -108,8 +99,10 @@ impl Run<'_> {
         }
     }
 
-    async fn pass(&mut self, number: u32, looked: &mut u64, report: &mut StoreReport) -> Result<Pass, Error> {
-        let mut pass = Pass::default();
+    async fn pass(&mut self, number: u32, looked: &mut u64, report: &mut StoreReport) -> Result<(), Error> {
+        // What failed in a pass before is shown again, or has been repaired meanwhile.
+        report.failed = 0;
+        report.failures.clear();
         let mut after = None;
         // A page is at most what a second allows, so that a low rate does not come in bursts.
         let limit = self
@@ -124,19 +117,18 @@ impl Run<'_> {
                 Mode::Change => page.visited.written,
             };
             *looked += page.looked;
-            pass.done += done;
-            pass.failed += page.failed;
-            let room = self.pace.kept_failures.saturating_sub(pass.failures.len());
-            pass.failures.extend(page.failures.into_iter().take(room));
             report.done += done;
+            report.failed += page.failed;
+            let room = self.pace.kept_failures.saturating_sub(report.failures.len());
+            report.failures.extend(page.failures.into_iter().take(room));
             report.overtaken += page.decided - done.min(page.decided);
-            self.tell(number, *looked, &pass, report);
+            self.tell(number, *looked, report);
             after = page.visited.next;
             if let Some(rate) = self.pace.rate {
                 sleep_until(began + share(page.looked, rate)).await;
             }
             if after.is_none() {
-                return Ok(pass);
+                return Ok(());
             }
         }
     }
@@ -165,14 +157,14 @@ impl Run<'_> {
         }
     }
 
-    fn tell(&mut self, number: u32, looked: u64, pass: &Pass, report: &StoreReport) {
+    fn tell(&mut self, number: u32, looked: u64, report: &StoreReport) {
         let progress = Progress {
             store: &report.store,
             pass: number,
             wanted: report.wanted,
             looked,
             done: report.done,
-            failed: pass.failed,
+            failed: report.failed,
             overtaken: report.overtaken,
         };
         tracing::debug!(

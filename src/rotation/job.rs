@@ -23,28 +23,28 @@ use super::{
 /// seal under the old key is left for another run.
 ///
 /// ```
-/// use biplane::keyring::{Context, KeyMaterial, KeyState, Keyring};
+/// use biplane::keyring::{Context, Distributed, KeyMaterial, KeyringFile};
 /// use biplane::rotation::{MemoryStore, Reseal};
+/// # use secrecy::ExposeSecret;
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let (old, new) = (KeyMaterial::generate()?, KeyMaterial::generate()?);
-/// let before = Keyring::builder().key(KeyMaterial::from_hex(&hex(&old))?, KeyState::Primary).build()?;
-/// let after = Keyring::builder().key(old, KeyState::DecryptOnly).key(new, KeyState::Primary).build()?;
-///
+/// let mut keys = KeyringFile::new(KeyMaterial::generate()?);
+/// let before = KeyringFile::parse(keys.to_text().expose_secret())?.into_keyring()?;
 /// let store = MemoryStore::new("settings", "setting");
 /// let field = Context::new("setting", "acme", "mail.password")?;
 /// store.insert("acme", "mail.password", before.seal(&field, b"correct horse")?.to_text().as_str());
 ///
-/// let report = Reseal::new(after.clone()).store(store.clone()).run().await?;
+/// let new = keys.add(KeyMaterial::generate()?)?;
+/// keys.promote(Distributed::confirmed_by_hand(new))?;
+/// let keyring = keys.into_keyring()?;
+///
+/// let report = Reseal::new(keyring.clone()).store(store.clone()).run().await?;
 /// assert_eq!(report.done(), 1);
 ///
 /// let text = store.find("acme", "mail.password").expect("it is still there");
-/// assert!(text.starts_with(&format!("bp1.{}.", after.primary())));
-/// assert!(after.open_text(&field, &text).is_ok());
+/// assert!(text.starts_with(&format!("bp1.{new}.")));
+/// assert!(keyring.open_text(&field, &text).is_ok());
 /// # Ok(())
-/// # }
-/// # fn hex(key: &KeyMaterial) -> String {
-/// #     secrecy::ExposeSecret::expose_secret(&key.to_hex()).to_owned()
 /// # }
 /// ```
 pub type Reseal = Job<Resealing>;

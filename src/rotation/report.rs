@@ -33,7 +33,7 @@ pub struct StoreReport {
     pub done: u64,
     /// How many times somebody else changed a value between reading and writing, so that theirs stayed.
     pub overtaken: u64,
-    /// How many values failed, and are as they were.
+    /// How many values failed in the last pass over the store, and are as they were.
     pub failed: u64,
     /// The first of those that failed.
     pub failures: Vec<Failure>,

@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use biplane::{
     error::{Error, ErrorKind},
-    keyring::{KeyId, KeyState, Unused},
-    presence::PRESUMED_DEAD,
+    keyring::{Distributed, KeyId, KeyMaterial, KeyState, KeyringFile, LiveKeyring, Unused},
+    presence::{self, Heartbeat, PRESUMED_DEAD},
     repository::{Beat, Instance, Instances, KeyReport, MemoryControl},
-    rotation::{MemoryStore, QUIET_FOR, RotationError, StillUsed, Use, unused},
+    rotation::{MemoryStore, QUIET_FOR, Reseal, RotationError, StillUsed, Use, doctor, unused},
     tenant::InstanceId,
     testing::conformance::async_trait,
 };
 
-use crate::sealed::{Keys, PURPOSE, seal};
+use secrecy::ExposeSecret;
+
+use crate::sealed::{Keys, PURPOSE, open, seal};
 
 /// A store, and a control plane to which instances beat.
 struct World {
@@ -189,6 +191,61 @@ async fn nobody_to_ask_is_no_evidence() {
     assert!(still.unwatched && still.values.is_empty());
     let outcome = unused(world.keys.old, &[], Some(&world.control), QUIET_FOR).await;
     assert!(matches!(outcome, Err(RotationError::NoStore)));
+}
+
+/// The whole way of a key, with what each step asks for.
+#[tokio::test]
+async fn a_key_is_rotated_from_beginning_to_end() {
+    let mut file = KeyringFile::new(KeyMaterial::generate().unwrap());
+    let old = file.primary();
+    let loaded = |file: &KeyringFile| {
+        let text = file.to_text();
+        KeyringFile::parse(text.expose_secret())
+            .unwrap()
+            .into_keyring()
+            .unwrap()
+    };
+    let live = LiveKeyring::new(loaded(&file));
+    let control = MemoryControl::new();
+    let heartbeat = Heartbeat::builder(control.clone(), "notes")
+        .keyring(live.clone())
+        .start()
+        .unwrap();
+    let store = MemoryStore::new("settings", PURPOSE);
+    store.insert("a", "token", seal(&live.current(), "a", "token", "x"));
+
+    let new = file.add(KeyMaterial::generate().unwrap()).unwrap();
+    live.swap(loaded(&file));
+    heartbeat.beat_now().await.unwrap();
+    let everywhere = presence::missing(&control, new, PRESUMED_DEAD).await.unwrap();
+    assert!(everywhere.is_everywhere());
+    file.promote(Distributed::confirmed_by_hand(new)).unwrap();
+    live.swap(loaded(&file));
+    heartbeat.beat_now().await.unwrap();
+
+    let refused = unused(old, &[&store], Some(&control), Duration::ZERO)
+        .await
+        .unwrap_err();
+    assert!(
+        refused.to_string().contains("cannot be shown to be out of use"),
+        "{refused}"
+    );
+    Reseal::new(loaded(&file))
+        .store(store.clone())
+        .run()
+        .await
+        .unwrap();
+    let evidence = unused(old, &[&store], Some(&control), Duration::ZERO)
+        .await
+        .unwrap();
+    file.disable(evidence).unwrap();
+    live.swap(loaded(&file));
+
+    assert!(doctor(&live.current(), &[&store]).await.unwrap().is_healthy());
+    file.destroy(old, &old.to_string()).unwrap();
+    live.swap(loaded(&file));
+    let text = store.find("a", "token").unwrap();
+    assert_eq!(open(&live.current(), "a", "token", &text), "x");
 }
 
 /// A control plane that nobody can ask.

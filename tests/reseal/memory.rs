@@ -16,6 +16,7 @@ use biplane::{
     },
     testing::conformance::async_trait,
 };
+use proptest::{collection::vec, prelude::*};
 use tokio::time::Instant;
 
 use crate::sealed::{Keys, PURPOSE, incomplete, open, seal};
@@ -222,6 +223,25 @@ async fn pages_that_lose_to_others_are_tried_again_and_count_once() {
     assert_eq!(report.stores[0].overtaken, 0);
 }
 
+/// What failed before the store did is in the report as well.
+#[tokio::test]
+async fn a_store_that_fails_in_the_middle_leaves_a_report_of_what_was_before() {
+    let keys = Keys::new();
+    let store = filled(&keys, 6);
+    store.insert("0001", "token", "not sealed");
+    let failing = Arc::new(Failing::new(store, ErrorKind::MissingPrivilege, 0));
+    let after_one_page = Arc::clone(&failing);
+    let mut job = Reseal::new(keys.after.clone())
+        .store(failing)
+        .page(pages_of(3))
+        .on_progress(move |_| after_one_page.left.store(1, Ordering::SeqCst));
+    let error = job.run().await.unwrap_err();
+    assert!(matches!(error, RotationError::Store { .. }), "{error:?}");
+    let report = error.report().unwrap();
+    assert_eq!((report.done(), report.failed()), (2, 1));
+    assert_eq!(&*report.stores[0].failures[0].owner, "0001");
+}
+
 #[tokio::test]
 async fn pages_that_lose_for_ever_end_the_job_with_what_was_done() {
     let keys = Keys::new();
@@ -239,4 +259,81 @@ async fn pages_that_lose_for_ever_end_the_job_with_what_was_done() {
         assert_eq!((&*store, source.kind()), ("failing", how));
     }
     assert_eq!(whole.census().await.unwrap().under(keys.new), 3);
+}
+
+/// What a place may hold before a job comes.
+#[derive(Clone, Copy, Debug)]
+enum Held {
+    Old,
+    New,
+    Plain,
+    Strangers,
+    AnothersValue,
+}
+
+fn held() -> impl Strategy<Value = Held> {
+    prop_oneof![
+        4 => Just(Held::Old),
+        2 => Just(Held::New),
+        1 => Just(Held::Plain),
+        1 => Just(Held::Strangers),
+        1 => Just(Held::AnothersValue),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever is there, in whatever order and pages: what opens comes under the new key as what it was, what does not
+    /// stays as it is and is named, and the counts say so.
+    #[test]
+    fn any_mixture_comes_out_right(mixture in vec(held(), 1..24), page in 1_u32..6, dry in any::<bool>()) {
+        let (keys, stranger) = (Keys::new(), Keys::new());
+        let store = MemoryStore::new("settings", PURPOSE);
+        let owners: Vec<String> = (0..mixture.len()).map(|number| format!("{number:02}")).collect();
+        for (owner, held) in owners.iter().zip(&mixture) {
+            let text = match held {
+                Held::Old => seal(&keys.before, owner, "token", owner),
+                Held::New => seal(&keys.after, owner, "token", owner),
+                Held::Plain => "plain".to_owned(),
+                Held::Strangers => seal(&stranger.before, owner, "token", owner),
+                Held::AnothersValue => seal(&keys.before, "nobody", "token", owner),
+            };
+            store.insert(owner, "token", text);
+        }
+        let find = |owner: &str| store.find(owner, "token").unwrap();
+        let before: Vec<String> = owners.iter().map(|owner| find(owner)).collect();
+
+        let mut job = Reseal::new(keys.after.clone()).store(store.clone()).page(pages_of(page));
+        if dry {
+            job = job.dry_run();
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let report = match runtime.block_on(job.run()) {
+            Ok(report) => report,
+            Err(error) => error.report().unwrap().clone(),
+        };
+
+        let mut failed = Vec::new();
+        let mut done = 0;
+        for ((owner, held), before) in owners.iter().zip(&mixture).zip(&before) {
+            let text = find(owner);
+            match held {
+                Held::Old => {
+                    done += 1;
+                    prop_assert_eq!(text.starts_with(&format!("bp1.{}.", keys.new)), !dry);
+                    prop_assert_eq!(&open(&keys.after, owner, "token", &text), owner);
+                }
+                Held::New => prop_assert_eq!(&text, before),
+                Held::Plain | Held::Strangers | Held::AnothersValue => {
+                    failed.push(&**owner);
+                    prop_assert_eq!(&text, before);
+                }
+            }
+        }
+        let entry = &report.stores[0];
+        let named: Vec<&str> = entry.failures.iter().map(|failure| &*failure.owner).collect();
+        prop_assert_eq!(named, failed);
+        prop_assert_eq!((entry.done, entry.found, entry.busy), (done, mixture.len() as u64, 0));
+    }
 }
