@@ -15,8 +15,9 @@
 //!   or has failed, and by its handshake into hashes and messages; sqlx wipes none of them. Where a server asks for the
 //!   password itself rather than for SCRAM, it also stays in the connection's write buffer until that is overwritten. The
 //!   next connection opens the credential anew. Keys and other plaintexts never get there.
-//! - **The stack, and registers.** A moved value leaves its bytes where it was. What expanding a key leaves on the stack is
-//!   wiped when keys are loaded; what opening one value leaves there, its message key among it, waits to be overwritten.
+//! - **The stack, and registers.** A moved value leaves its bytes where it was, and what is boxed later may take pieces of
+//!   them along in its padding. What expanding a key leaves on the stack is wiped when keys are loaded; what opening one
+//!   value leaves there, its message key among it, waits to be overwritten.
 //! - **What you hand in and take out.** The text that a key or URL was parsed from is yours to wipe, and the environment
 //!   of a process stays as it is.
 //! - **Memory as a whole.** Pages are not locked: swap, core dumps and debuggers show what is in use.

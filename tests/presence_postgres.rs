@@ -14,7 +14,7 @@ use biplane::{
         Actor, Beat, ControlSchema, CredentialPlace, CredentialSlot, CredentialStore, Instances, KeyReport,
         PgTenantAdmin, PgTenants, Reseal, ResealOutcome, TenantAdmin,
     },
-    tenant::{InstanceId, Role, SealedText},
+    tenant::{InstanceId, Role, SealedText, Seq},
     testing::{
         conformance::{concurrency, instances, within_a_minute},
         postgres::Cluster,
@@ -24,6 +24,7 @@ use biplane::{
 use control::{
     ADMIN, EAST, ROUTER, WHO, by_hand, cluster, login, owner, postgres, refused, run, text, world,
 };
+use tokio::task::JoinSet;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -215,6 +216,53 @@ async fn what_a_server_isolates_by_default_is_in_nobodys_way() {
     within_a_minute(concurrency::of_workers_that_reseal_one_replaces_each(&backend)).await;
 }
 
+/// Each process has a connection of its own, and there is always somebody to be forgotten: nobody fails, and no two ever
+/// wait for each other in a circle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_processes_beat_while_others_are_forgotten() {
+    const PROCESSES: usize = 32;
+    const BEATS: u64 = 15;
+    let backend = postgres().await;
+    let mut sql = owner(&backend.database).await;
+    let ids: Vec<InstanceId> = (0..PROCESSES).map(|_| InstanceId::new()).collect();
+    let mut processes = JoinSet::new();
+    for id in ids.clone() {
+        let mut options = ControlOptions::new(cluster().await.server(&backend.database), login(ROUTER));
+        options.pool = options
+            .pool
+            .cap(NonZeroU32::MIN)
+            .connect_timeout(PATIENCE)
+            .wait_timeout(PATIENCE);
+        let tenants = PgTenants::new(ControlDb::connect(options).unwrap());
+        processes.spawn(async move {
+            for n in 1..=BEATS {
+                let keys = (1..=5).map(|k| KeyReport::new(key(k), KeyState::DecryptOnly).opens(n));
+                let beat = Beat::new(id, "notes").applied(Seq::new(n)).keys(keys.collect());
+                tenants.beat(&beat).await.unwrap();
+            }
+            tenants.instances().await.unwrap();
+        });
+    }
+    let mut added = 0;
+    while !processes.is_empty() {
+        let silent = "insert into biplane_control.instance (id, service, seen_at)
+            select gen_random_uuid(), 'silent', now() - interval '2 days' from generate_series(1, 20)";
+        run(&mut sql, silent).await.unwrap();
+        added += 20;
+        while let Some(ended) = processes.try_join_next() {
+            ended.unwrap();
+        }
+        tokio::task::yield_now().await;
+    }
+    assert!(added >= 40, "{added} came and went");
+    let tenants = backend.pg_tenants();
+    let last = Beat::new(ids[0], "notes").applied(Seq::new(BEATS));
+    tenants.beat(&last).await.unwrap();
+    let listed = tenants.instances().await.unwrap();
+    assert_eq!(listed.iter().map(|one| one.id).collect::<Vec<_>>(), ids);
+    assert!(listed.iter().all(|one| one.applied == Seq::new(BEATS)));
+}
+
 /// Somebody has a silent instance in hand, and another instance is being forgotten: a beat waits for neither.
 #[tokio::test]
 async fn a_beat_waits_for_nobody_else() {
@@ -225,15 +273,14 @@ async fn a_beat_waits_for_nobody_else() {
         tenants.beat(&Beat::new(id, "notes")).await.unwrap();
     }
     let mut sql = owner(&backend.database).await;
-    run(
-        &mut sql,
+    for step in [
         format!(
-            "update biplane_control.instance set seen_at = seen_at - interval '2 days' where id <> '{alive}';
-             begin; select from biplane_control.instance where id = '{held}' for update"
+            "update biplane_control.instance set seen_at = seen_at - interval '2 days' where id <> '{alive}'"
         ),
-    )
-    .await
-    .unwrap();
+        format!("begin; select from biplane_control.instance where id = '{held}' for update"),
+    ] {
+        run(&mut sql, step).await.unwrap();
+    }
     let ids = async || {
         let listed = tenants.instances().await.unwrap();
         listed.iter().map(|one| one.id).collect::<Vec<_>>()

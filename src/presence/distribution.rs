@@ -1,10 +1,10 @@
 //! Who has a key.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
     error::Error,
-    keyring::{KeyId, KeyState},
+    keyring::{Distributed, KeyId, KeyState},
     repository::{Instance, Instances},
     tenant::InstanceId,
 };
@@ -102,7 +102,68 @@ impl Distribution {
     pub fn is_everywhere(&self) -> bool {
         self.lacking.is_empty() && !self.ready.is_empty()
     }
+
+    /// The evidence that [`KeyringFile::promote`](crate::keyring::KeyringFile::promote) wants.
+    ///
+    /// # Errors
+    /// [`NotEverywhere`], which lists the instances that lack the key, unless the key [is
+    /// everywhere](Distribution::is_everywhere).
+    pub fn evidence(self) -> Result<Distributed, NotEverywhere> {
+        if self.is_everywhere() || cfg!(biplane_mutant = "any_distribution_is_evidence") {
+            Ok(Distributed::proven(self.key))
+        } else {
+            Err(NotEverywhere(Box::new(self)))
+        }
+    }
 }
+
+/// A key cannot be promoted yet: some instance lacks it, or no instance is known at all. The text names the first few that
+/// lack it, by service and id; the [`Distribution`] has all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotEverywhere(Box<Distribution>);
+
+impl NotEverywhere {
+    /// Who has the key and who lacks it.
+    #[must_use]
+    pub fn distribution(&self) -> &Distribution {
+        &self.0
+    }
+}
+
+impl fmt::Display for NotEverywhere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// Enough to see what they have in common, and one line still.
+        const NAMED: usize = 5;
+        let Distribution {
+            key, ready, lacking, ..
+        } = &*self.0;
+        if lacking.is_empty() {
+            return write!(
+                f,
+                "no instance reports key {key}: where processes send no heartbeat, confirm by hand that all have it"
+            );
+        }
+        write!(
+            f,
+            "key {key} is missing in {} of {} instances: ",
+            lacking.len(),
+            lacking.len() + ready.len()
+        )?;
+        for (index, holder) in lacking.iter().take(NAMED).enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
+            write!(f, "{comma}{} {}", holder.service, holder.id)?;
+            if let Some(state) = holder.state.filter(|state| !state.opens()) {
+                write!(f, " (has it {state})")?;
+            }
+        }
+        match lacking.len().saturating_sub(NAMED) {
+            0 => Ok(()),
+            more => write!(f, ", and {more} more"),
+        }
+    }
+}
+
+impl std::error::Error for NotEverywhere {}
 
 /// For how long the instance was silent while another was heard without a gap, so that the control plane could be reached.
 fn missed(instance: &Instance, all: &[Instance]) -> Duration {

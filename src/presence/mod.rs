@@ -39,5 +39,5 @@
 mod distribution;
 mod heartbeat;
 
-pub use distribution::{Distribution, Holder, PRESUMED_DEAD, missing};
+pub use distribution::{Distribution, Holder, NotEverywhere, PRESUMED_DEAD, missing};
 pub use heartbeat::{Heartbeat, HeartbeatBuilder};

@@ -11,14 +11,18 @@ use biplane::{
         postgres::{PgConnector, PgConnectorOptions},
     },
     error::Error,
-    keyring::{KeySource, LiveKeyring},
+    keyring::{KeyId, KeySource, LegacyKey, LegacyOpener, LegacyPolicy, LiveKeyring},
     plane::{ControlDb, ControlOptions, TenantDb},
+    pool::PoolOptions,
+    presence::{self, Heartbeat, missing},
     repository::{
-        Actor, ControlSchema, CredentialSlot, CredentialSource, Grants, MemoryControl, MemoryCredentials,
-        NewSource, NewTenant, PgTenantAdmin, PgTenants, TenantAdmin,
+        Actor, ControlSchema, CredentialSlot, CredentialSource, Grants, Instances, MemoryControl,
+        MemoryCredentials, NewSource, NewTenant, PgTenantAdmin, PgTenants, TenantAdmin,
     },
+    rotation::{Import, MemoryStore, PgColumns, Reseal, StoredCredentials, doctor},
+    router::CacheOptions,
     secret::Credential,
-    tenant::{DataSourceId, Location, Role, SealedText, Tenant, TenantStatus},
+    tenant::{DataSourceId, Location, Role, SealedText, Server, Tenant, TenantStatus},
     testing::{
         MemoryStack,
         faulty::{Fault, FaultyRepository},
@@ -43,10 +47,12 @@ pub(crate) fn everything() -> (AtWork, String) {
     let (events, recording) = Events::record();
     runtime.block_on(async {
         keys(&mut shown).await;
+        rotation(&mut shown, &cluster).await;
         in_memory(&mut shown).await;
         kit(&mut shown, &cluster).await;
         on_postgres(&mut shown, &cluster).await;
         refused(&mut shown, &cluster).await;
+        heartbeats(&mut shown, &cluster).await;
     });
     drop(recording);
     (shown, events.text())
@@ -68,6 +74,47 @@ async fn prepared() -> Cluster {
         .await
         .unwrap();
     cluster
+}
+
+/// Jobs that meet what nobody sealed.
+async fn rotation(shown: &mut AtWork, cluster: &Cluster) {
+    let store = MemoryStore::new("settings", "setting");
+    store.insert("acme", "token", SECRET);
+    store.insert("globex", "token", format!("{SECRET}:{SECRET}:{SECRET}"));
+    of(shown, "rotation::MemoryStore").debug(&store);
+    let options = ControlOptions::new(cluster.server("crm"), cluster.superuser());
+    let table = PgColumns::new(ControlDb::connect(options).unwrap(), "public", "setting")
+        .purpose("setting")
+        .column("token", "token");
+    of(shown, "rotation::PgColumns").debug(&table);
+    let filled = format!(
+        "create table setting (id int primary key, token text); insert into setting values (1, '{SECRET}')"
+    );
+    cluster.sql("crm", &filled).await.unwrap();
+    let credentials = StoredCredentials::new(MemoryControl::new(), Actor::new("ann", "rotation"));
+    of(shown, "rotation::StoredCredentials").debug(&credentials);
+
+    let legacy = LegacyOpener::new(LegacyKey::from_bytes(&KEY).unwrap(), LegacyPolicy::ReadThrough);
+    let diagnosis = doctor(&keyring(), &[&store, &table]).await.unwrap();
+    of(shown, "rotation::StoreDiagnosis").debug(&diagnosis.stores[1]);
+    of(shown, "rotation::StoreDiagnosis").display(&diagnosis.stores[1]);
+    of(shown, "rotation::Diagnosis").debug(&diagnosis);
+    of(shown, "rotation::Diagnosis").display(&diagnosis);
+    let mut import = Import::new(legacy, keyring()).store(store.clone());
+    let mut reseal = Reseal::new(keyring()).store(store).store(table);
+    for error in [import.run().await.unwrap_err(), reseal.run().await.unwrap_err()] {
+        let report = error.report().unwrap();
+        let entry = report.stores.last().unwrap();
+        of(shown, "rotation::Failure").debug(&entry.failures[0]);
+        of(shown, "rotation::Failure").display(&entry.failures[0]);
+        of(shown, "rotation::StoreReport").debug(entry);
+        of(shown, "rotation::StoreReport").display(entry);
+        of(shown, "rotation::Report").debug(report);
+        of(shown, "rotation::Report").display(report);
+        of(shown, "rotation::RotationError").error(&error);
+    }
+    of(shown, "rotation::Job").debug(&import);
+    of(shown, "rotation::Job").debug(&reseal);
 }
 
 /// A keyring whose file becomes a wrong one.
@@ -125,6 +172,30 @@ async fn in_memory(shown: &mut AtWork) {
     faulty.set(Fault::None);
     let error = router.route(&tenant.slug).await.unwrap_err();
     of(shown, "repository::MemoryControl").error(&error);
+}
+
+/// A process that reports its keys to a control plane, and to one that is gone.
+async fn heartbeats(shown: &mut AtWork, cluster: &Cluster) {
+    let beating = |instances: Arc<dyn Instances>| {
+        Heartbeat::builder(instances, "a service")
+            .keyring(LiveKeyring::new(keyring()))
+            .timeout(LIMIT)
+    };
+    let control = MemoryControl::new();
+    let builder = beating(Arc::new(control.clone()));
+    of(shown, "presence::HeartbeatBuilder").debug(&builder);
+    let heartbeat = builder.start().unwrap();
+    heartbeat.beat_now().await.unwrap();
+    of(shown, "presence::Heartbeat").debug(&heartbeat);
+    let other = KeyId::from_bytes([7; 8]);
+    let lacking = missing(&control, other, presence::PRESUMED_DEAD).await.unwrap();
+    of(shown, "presence::NotEverywhere").error(&lacking.evidence().unwrap_err());
+    heartbeat.close(LIMIT).await.unwrap();
+
+    let wrong = Credential::new("postgres", SecretString::from(SECRET)).unwrap();
+    let refused = PgTenants::new(self::control(cluster.server("control"), wrong));
+    let heartbeat = beating(Arc::new(refused)).start().unwrap();
+    of(shown, "presence::Heartbeat").error(&heartbeat.beat_now().await.unwrap_err());
 }
 
 /// A tenant with a secret in every place where a caller might put one.
@@ -207,11 +278,7 @@ async fn kit(shown: &mut AtWork, cluster: &Cluster) {
 }
 
 async fn on_postgres(shown: &mut AtWork, cluster: &Cluster) {
-    let control = ControlDb::connect(ControlOptions::new(
-        cluster.server("control"),
-        cluster.superuser(),
-    ))
-    .unwrap();
+    let control = control(cluster.server("control"), cluster.superuser());
     ControlSchema::install(&control, &Grants::none()).await.unwrap();
     of(shown, "plane::Db").debug(&control);
     let admin = PgTenantAdmin::new(control.clone());
@@ -220,7 +287,9 @@ async fn on_postgres(shown: &mut AtWork, cluster: &Cluster) {
     let tenants = PgTenants::new(control.clone());
     of(shown, "repository::PgTenants").debug(&tenants);
 
-    let builder = Biplane::postgres(tenants, keyring());
+    let builder = Biplane::postgres(tenants, keyring())
+        .cache(CacheOptions::default().load_timeout(LIMIT))
+        .pool(PoolOptions::default().connect_timeout(LIMIT).wait_timeout(LIMIT));
     of(shown, "router::Builder").debug(&builder);
     let checked = builder.refuse_misplaced(&control, ["note"]);
     of(shown, "router::CheckedBuilder").debug(&checked);
@@ -248,17 +317,17 @@ async fn on_postgres(shown: &mut AtWork, cluster: &Cluster) {
     of(shown, "router::Biplane")
         .debug(&biplane)
         .debug(&biplane.stats());
-    biplane.close(Duration::from_secs(60)).await;
+    biplane.close(LIMIT).await;
     let error = biplane.route(&tenant.slug).await.unwrap_err();
     of(shown, "router::Biplane").error(&error);
-    control.close(Duration::from_secs(60)).await;
+    control.close(LIMIT).await;
 }
 
 /// Logins that fail in each way.
 async fn refused(shown: &mut AtWork, cluster: &Cluster) {
     let options = |logins: Arc<dyn CredentialSource>| {
         let mut options = PgConnectorOptions::new(logins);
-        options.pool.connect_timeout = Duration::from_secs(60);
+        options.pool = options.pool.connect_timeout(LIMIT).wait_timeout(LIMIT);
         options
     };
     let nobody_listens = {
@@ -290,7 +359,7 @@ async fn refused(shown: &mut AtWork, cluster: &Cluster) {
             .await
             .unwrap();
         cannot_connect(shown, &db).await;
-        let control = ControlDb::connect(ControlOptions::new(server, login)).unwrap();
+        let control = self::control(server, login);
         let error = ControlSchema::check(&control).await.unwrap_err();
         of(shown, "plane::Db").debug(&control).error(&error);
     }
@@ -321,6 +390,15 @@ async fn refused(shown: &mut AtWork, cluster: &Cluster) {
     of(shown, "router::MappedConnector").debug(&biplane);
     let (db, _) = biplane.route(&tenant.slug).await.unwrap();
     cannot_connect(shown, &db).await;
+}
+
+/// Generous, because this runs beside many other tests.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn control(server: Server, login: Credential) -> ControlDb {
+    let mut options = ControlOptions::new(server, login);
+    options.pool = options.pool.connect_timeout(LIMIT).wait_timeout(LIMIT);
+    ControlDb::connect(options).unwrap()
 }
 
 async fn cannot_connect(shown: &mut AtWork, db: &TenantDb) {

@@ -7,7 +7,7 @@ use biplane::{
         Context, KeyMaterial, KeyState, Keyring, KeyringBuilder, KeyringError, LegacyKey, LegacyOpener,
         LegacyPolicy, LegacyUse, Sealed, SourceError,
     },
-    repository::MemoryCredentials,
+    repository::{CredentialPlace, CredentialSlot, MemoryCredentials},
     secret::Credential,
     settings::{Dsn, Settings, SettingsError, VariableNames},
     tenant::{
@@ -112,7 +112,7 @@ pub(crate) fn wrong_urls() -> Vec<String> {
     .map(|name| format!("{good}&{name}={SECRET}!"))
     .collect();
     wrong.extend([
-        format!("{SECRET}"),
+        SECRET.to_owned(),
         format!("https://{SECRET}@db.example/"),
         format!("mysql://app:{SECRET}@db.example/crm"),
         format!("postgres://app:{SECRET}%zz@db.example/crm"),
@@ -219,6 +219,10 @@ pub(crate) fn keyring_errors() -> Vec<KeyringError> {
         KeyringError::Source(SourceError::Unset("BIPLANE_KEYRING".into())),
     ]);
     errors
+}
+
+pub(crate) fn place() -> CredentialPlace {
+    CredentialPlace::new(DataSourceId::new(), Role::App, CredentialSlot::Current)
 }
 
 pub(crate) fn runtime() -> tokio::runtime::Runtime {

@@ -1,4 +1,4 @@
-//! What [`Instances`](crate::repository::Instances) must do.
+//! What [`Instances`] must do.
 
 use std::time::Duration;
 

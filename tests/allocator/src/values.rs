@@ -7,6 +7,7 @@ use biplane::{
         Context, KeyMaterial, KeyState, Keyring, KeyringError, LegacyEncoding, LegacyKey, LegacyOpener,
         LegacyPolicy, LegacyUse, Sealed,
     },
+    rotation::{Import, MemoryStore, Reseal, doctor},
     secret::Credential,
     tenant::{DataSourceId, Role},
 };
@@ -15,7 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::{
     Report,
     canary::{BYTES, KEY, LEGACY_KEY, LEGACY_TEXT, OLD_KEY, PASSWORD, TEXT, base64, hex},
-    inputs::{Inputs, almost, elsewhere, field},
+    inputs::{FIELD, Inputs, almost, elsewhere, field},
     keys::{set, unset},
 };
 
@@ -172,6 +173,67 @@ pub(crate) fn legacy(report: &mut Report, inputs: &Inputs) {
     report.of("refused: a legacy value opened as text", || {
         let opened = opener(LegacyPolicy::ReadThrough).open_string(&inputs.legacy_bytes, LegacyUse::Read);
         assert_eq!(opened.unwrap_err(), KeyringError::NotUtf8);
+    });
+}
+
+/// The jobs that go over a table, on a store in memory.
+pub(crate) fn jobs(report: &mut Report, inputs: &Inputs) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let (purpose, owner, name) = FIELD;
+    let store = MemoryStore::new("settings", purpose);
+    let importing = |policy| {
+        let opener = LegacyOpener::new(LegacyKey::from_bytes(&LEGACY_KEY).unwrap(), policy);
+        Import::new(opener, inputs.keyring.clone()).store(store.clone())
+    };
+    for (what, value) in [("hex", &inputs.legacy_hex), ("base64", &inputs.legacy_base64)] {
+        report.of(&format!("a table of values in {what}, imported"), || {
+            store.insert(owner, name, value.as_str());
+            runtime
+                .block_on(importing(LegacyPolicy::ImportOnly).run())
+                .unwrap();
+        });
+        let text = store.find(owner, name).unwrap();
+        let opened = inputs.keyring.open_text(&field(), &text).unwrap();
+        assert_eq!(opened.expose_secret(), LEGACY_TEXT.as_bytes());
+    }
+    report.of("refused: an import by the policy, and of what is cut", || {
+        store.insert(owner, name, &inputs.legacy_hex[..inputs.legacy_hex.len() - 1]);
+        drop(runtime.block_on(importing(LegacyPolicy::Deny).run()).unwrap_err());
+        drop(
+            runtime
+                .block_on(importing(LegacyPolicy::ImportOnly).run())
+                .unwrap_err(),
+        );
+    });
+    let new = |keyring: &[u8; 32], state| {
+        Keyring::builder()
+            .key(KeyMaterial::from_bytes(keyring).unwrap(), state)
+            .key(KeyMaterial::generate().unwrap(), KeyState::Primary)
+            .build()
+            .unwrap()
+    };
+    report.of("a table, sealed anew and examined", || {
+        store.insert(owner, name, inputs.text.to_text().as_str());
+        let keyring = new(&KEY, KeyState::DecryptOnly);
+        runtime
+            .block_on(Reseal::new(keyring.clone()).store(store.clone()).run())
+            .unwrap();
+        let diagnosis = runtime.block_on(doctor(&keyring, &[&store])).unwrap();
+        assert!(diagnosis.is_healthy());
+    });
+    report.of("refused: a table under a key that is disabled", || {
+        store.insert(owner, name, inputs.text.to_text().as_str());
+        let keyring = new(&KEY, KeyState::Disabled);
+        drop(
+            runtime
+                .block_on(Reseal::new(keyring.clone()).store(store.clone()).run())
+                .unwrap_err(),
+        );
+        let diagnosis = runtime.block_on(doctor(&keyring, &[&store])).unwrap();
+        assert!(!diagnosis.is_healthy());
     });
 }
 
