@@ -16,6 +16,8 @@
 mod checkout;
 #[cfg(all(feature = "postgres", feature = "testing"))]
 mod cold_route;
+#[cfg(all(feature = "postgres", feature = "testing"))]
+mod feed;
 mod keyring;
 mod measure;
 #[expect(dead_code, reason = "route_hit measures peers that no claim names")]
@@ -34,6 +36,8 @@ const CLAIMS: &[&[fn() -> Claim]] = &[
     checkout::CLAIMS,
     #[cfg(all(feature = "postgres", feature = "testing"))]
     cold_route::CLAIMS,
+    #[cfg(all(feature = "postgres", feature = "testing"))]
+    feed::CLAIMS,
 ];
 
 fn main() -> ExitCode {

@@ -303,10 +303,12 @@ fn what_is_served_because_a_load_failed_does_not_outlast_a_change() {
         world.known.begin_to_follow();
         // So much later that it has to be asked for.
         let later = NOW + 1_000_000;
+        let came = Arc::new(AtomicBool::new(false));
         let failing = spawn(&world, {
-            let name = name.clone();
+            let (name, came) = (name.clone(), Arc::clone(&came));
             move |world| {
                 if let Admission::Wait(flight, worker, moment) = world.known.join(&name, later, 1) {
+                    came.store(true, SeqCst);
                     if worker.is_some() {
                         let unavailable = || Err(ErrorKind::ControlPlaneUnavailable.into());
                         while let Some(batch) = world.known.take(500) {
@@ -319,28 +321,37 @@ fn what_is_served_because_a_load_failed_does_not_outlast_a_change() {
                 }
             }
         });
-        let changing = spawn(&world, |world| {
-            let subject = Subject::Tenant(world.id(0));
-            let at = std::time::SystemTime::UNIX_EPOCH;
-            let changes = [Change::new(Seq::FIRST, subject, ChangeKind::Status, at)];
-            let page = Page {
-                changes: &changes,
-                is_last: true,
-                asked_at: later,
-            };
-            // Nobody reads it again: its workers fail as well.
-            for StartWorker in world.known.follow(&page, 1).workers {
-                while let Some(batch) = world.known.take(500) {
-                    let unavailable = Err(ErrorKind::ControlPlaneUnavailable.into());
-                    world.known.land(&batch, unavailable, later, later);
+        let came_before = Arc::new(AtomicBool::new(false));
+        let changing = spawn(&world, {
+            let came_before = Arc::clone(&came_before);
+            move |world| {
+                came_before.store(came.load(SeqCst), SeqCst);
+                let subject = Subject::Tenant(world.id(0));
+                let at = std::time::SystemTime::UNIX_EPOCH;
+                let changes = [Change::new(Seq::FIRST, subject, ChangeKind::Status, at)];
+                let page = Page {
+                    changes: &changes,
+                    is_last: true,
+                    asked_at: later,
+                };
+                // Nobody reads it again: its workers fail as well.
+                for StartWorker in world.known.follow(&page, 1).workers {
+                    while let Some(batch) = world.known.take(500) {
+                        let unavailable = Err(ErrorKind::ControlPlaneUnavailable.into());
+                        world.known.land(&batch, unavailable, later, later);
+                    }
                 }
             }
-            assert!(
-                world.table.handle(&TenantRef::Id(world.id(0)), later).is_none(),
-                "served without asking when its change was applied"
-            );
         });
         join([failing, changing]);
+        // Who comes after the change, and fails, knows that nothing newer can be had.
+        if came_before.load(SeqCst) {
+            let served = world.table.handle(&name.as_ref(), later);
+            assert!(
+                served.is_none(),
+                "served without asking when its change was applied"
+            );
+        }
     });
 }
 

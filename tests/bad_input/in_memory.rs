@@ -74,7 +74,12 @@ async fn in_memory_a_control_plane_that_cannot_be_asked() {
     );
     refused_in_memory(&memory.db, kind, advice).await;
     memory.faulty.set(Fault::None);
-    assert_eq!(memory.db.read(Vec::len).await.unwrap(), 1);
+    // It is left alone for a moment after it could not be asked.
+    let patience = Duration::from_secs(60);
+    let length = biplane::testing::wait::until_some("it works again", patience, async || {
+        memory.db.read(Vec::len).await.ok()
+    });
+    assert_eq!(length.await.unwrap(), 1);
 }
 
 #[tokio::test]

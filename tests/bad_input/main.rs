@@ -84,6 +84,14 @@ async fn works(db: &TenantDb) {
     assert_eq!(ask(db).await.unwrap().rows_affected(), 1);
 }
 
+/// A control plane that could not be asked is left alone for a moment.
+async fn works_again(db: &TenantDb) {
+    let patience = Duration::from_secs(60);
+    biplane::testing::wait::until("it works again", patience, async || ask(db).await.is_ok())
+        .await
+        .unwrap();
+}
+
 async fn route(planes: &Planes, home: &Home) -> TenantDb {
     planes.biplane().route(&home.tenant.slug).await.unwrap()
 }

@@ -20,7 +20,7 @@ use secrecy::SecretString;
 use crate::{
     control::{self, ROUTER, cluster, login, owner, run},
     planes::{CANARY, Planes, judge, keyring, slug},
-    refused, works,
+    refused, works, works_again,
 };
 
 /// A control plane on a server of its own, which may die, over a tenant's database on the one that stays.
@@ -71,7 +71,7 @@ async fn a_control_plane_that_was_killed() {
     judge(&ControlSchema::check(&control).await.unwrap_err(), kind, advice);
 
     mortal.start_again().await.unwrap();
-    works(&held).await;
+    works_again(&held).await;
     works(&biplane.route(&home.tenant.slug).await.unwrap()).await;
     let unknown = biplane.route(&slug("nobody")).await.unwrap_err();
     judge(&unknown, ErrorKind::UnknownTenant, "no such tenant");
@@ -159,7 +159,7 @@ async fn a_control_plane_in_memory_that_cannot_be_asked() {
     judge(&biplane.route(&slug("nobody")).await.unwrap_err(), kind, advice);
     refused(&held, kind, advice).await;
     faulty.set(Fault::None);
-    works(&held).await;
+    works_again(&held).await;
     judge(
         &biplane.route(&slug("nobody")).await.unwrap_err(),
         ErrorKind::UnknownTenant,

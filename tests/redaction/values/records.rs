@@ -4,8 +4,8 @@ use std::time::SystemTime;
 
 use biplane::{
     repository::{
-        Actor, AuditEntry, Login, NewSource, NewTenant, Page, PageItem, Reseal, SealedCredential,
-        SourceChange, Subject,
+        Actor, AuditEntry, ChangeSource, Login, MemoryControl, NewSource, NewTenant, Page, PageItem, Reseal,
+        SealedCredential, SourceChange, Subject,
     },
     settings::Dsn,
     tenant::{
@@ -63,7 +63,15 @@ pub(super) const TYPES: &[(&str, How)] = &[
     ),
     ("repository::Change", Public("ids, versions and words")),
     ("repository::ChangeHead", Public(COUNTER)),
+    ("repository::ChangeHint", Public(COUNTER)),
     ("repository::ChangeKind", Public(WORD)),
+    (
+        "repository::ChangeSource",
+        Show(|shown| {
+            let control = MemoryControl::new();
+            shown.debug(&ChangeSource::pushed(control.clone(), control));
+        }),
+    ),
     ("repository::Changes", Public("ids, versions and words")),
     ("repository::ControlSchema", Public(NO_VALUES)),
     ("repository::CredentialPlace", Public("an id and two words")),

@@ -149,10 +149,17 @@ pub(super) const TYPES: &[(&str, How)] = &[
     ("router::CacheOptions", Public(FIGURES)),
     ("router::CheckedBuilder", AtWork),
     ("router::Clock", Public(FIGURES)),
+    ("router::FeedEngine", Public(WORD)),
+    ("router::FeedHealth", Public(FIGURES)),
+    ("router::FeedOptions", Public(FIGURES)),
     ("router::Mapped", AtWork),
     ("router::MappedConnector", AtWork),
     ("router::RouterStats", Public(FIGURES)),
     ("router::Routing", AtWork),
+    (
+        "router::WarmUp",
+        Public("names, and errors, which are shown for themselves"),
+    ),
     ("testing::KeyServiceFault", Public(WORD)),
     (
         "testing::MemoryKeyService",
