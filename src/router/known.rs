@@ -158,7 +158,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
             if let Some(error) = paused {
                 return Admission::Refused(error, moment);
             }
-            if entry.is_none() && !desk.pacing.admits_unknown(now) {
+            if entry.is_none() && !desk.pacing.admits_unknown(name, now) {
                 return Admission::Refused(ErrorKind::TooManyUnknownNames.into(), moment);
             }
         }
@@ -210,7 +210,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
                 outcomes
                     .map(|(flight, outcome)| {
                         if let Ok(None) = outcome {
-                            pacing.found_unknown();
+                            pacing.found_unknown(&flight.name);
                         }
                         landing.learn(&flight.name, outcome)
                     })

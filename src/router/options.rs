@@ -33,8 +33,8 @@ pub struct CacheOptions {
     pub unknown_for: Duration,
     /// How many unknown names are remembered; the least recently used make room. 10,000 by default, about 2 MiB.
     pub unknown_names: u64,
-    /// How many unknown names are asked for in a second, over ten seconds; further names of which nothing is known are
-    /// refused with [`TooManyUnknownNames`](ErrorKind::TooManyUnknownNames). 200 by default: far more than people mistype,
+    /// How many unknown slugs and domains, and as many ids, are asked for in a second, over ten seconds; further ones of
+    /// which nothing is known are refused with [`TooManyUnknownNames`](ErrorKind::TooManyUnknownNames). 200 by default: far more than people mistype,
     /// and for 50 processes that are being scanned 10,000 look-ups by index a second, most of them in batches.
     pub unknown_lookups: NonZeroU32,
     /// How long one query to the control plane may take. 2 s by default.

@@ -2,7 +2,10 @@
 //! asked, and not without end about names that nobody has.
 
 use super::{CacheOptions, clock};
-use crate::error::{Error, ErrorKind};
+use crate::{
+    error::{Error, ErrorKind},
+    tenant::TenantName,
+};
 
 /// Lookups of unknown names that may come at once, in seconds of the rate that may go on for ever.
 const BURST_SECONDS: i64 = 10;
@@ -12,7 +15,9 @@ const BURST_SECONDS: i64 = 10;
 pub(super) struct Pacing {
     retry_after: u64,
     pause: Option<Pause>,
-    unknown: Bucket,
+    /// Ids come from handles and tokens, and must not wait for whoever scans hosts.
+    ids: Bucket,
+    names: Bucket,
 }
 
 #[derive(Debug)]
@@ -26,7 +31,8 @@ impl Pacing {
         Self {
             retry_after: clock::millis(options.retry_after),
             pause: None,
-            unknown: Bucket::full(i64::from(options.unknown_lookups.get())),
+            ids: Bucket::full(i64::from(options.unknown_lookups.get())),
+            names: Bucket::full(i64::from(options.unknown_lookups.get())),
         }
     }
 
@@ -63,14 +69,21 @@ impl Pacing {
     }
 
     /// Whether a name that nothing is known of may be asked for.
-    pub(super) fn admits_unknown(&mut self, now: u64) -> bool {
-        self.unknown.holds_some(now) || cfg!(biplane_mutant = "unknown_lookups_are_not_limited")
+    pub(super) fn admits_unknown(&mut self, name: &TenantName, now: u64) -> bool {
+        self.bucket(name).holds_some(now) || cfg!(biplane_mutant = "unknown_lookups_are_not_limited")
     }
 
     /// A name turned out to be unknown. Those that turn out to be a tenant's cost nothing, so that a process that starts
     /// cold asks for as many tenants as it has.
-    pub(super) fn found_unknown(&mut self) {
-        self.unknown.take_one();
+    pub(super) fn found_unknown(&mut self, name: &TenantName) {
+        self.bucket(name).take_one();
+    }
+
+    fn bucket(&mut self, name: &TenantName) -> &mut Bucket {
+        match name {
+            TenantName::Id(_) => &mut self.ids,
+            TenantName::Slug(_) | TenantName::Domain(_) => &mut self.names,
+        }
     }
 }
 

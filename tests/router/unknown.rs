@@ -181,7 +181,7 @@ async fn a_flood_of_unknown_names_is_refused_and_leaves_the_control_plane_and_te
     let world = world();
     let acme = world.control.tenant("acme").await;
     let zeta = world.control.tenant("zeta").await;
-    world.biplane.route(&acme.slug).await.unwrap();
+    let held = world.biplane.route(&acme.slug).await.unwrap();
     let mut refused = 0;
     for n in 0..20_000 {
         match kind(world.biplane.route(&slug(&format!("scan-{n}"))).await) {
@@ -197,6 +197,8 @@ async fn a_flood_of_unknown_names_is_refused_and_leaves_the_control_plane_and_te
     world.biplane.cached(&acme.slug).unwrap();
     world.biplane.route(&acme.slug).await.unwrap();
     world.biplane.route(acme.id).await.unwrap();
+    world.biplane.invalidate(acme.id).await;
+    held.read(|_| ()).await.unwrap();
     assert_eq!(world.biplane.stats().not_asked, refused as u64);
     // One that is not known here is told so by name, until the flood is over.
     assert_eq!(
