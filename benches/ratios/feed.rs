@@ -181,6 +181,9 @@ fn changes_until_they_act(source: impl FnOnce(PgTenants) -> ChangeSource) -> Tim
             tasks.push(tokio::spawn(async move {
                 let mut times = Vec::new();
                 for change in 0..CHANGES / AT_ONCE {
+                    // At no particular moment between two looks.
+                    let pause = (change * 379 + n * 131) % 1_000;
+                    tokio::time::sleep(Duration::from_millis(pause as u64)).await;
                     let status = [TenantStatus::Suspended, TenantStatus::Active][change % 2];
                     tenant = admin
                         .set_status(&by(), tenant.id, tenant.version, status)

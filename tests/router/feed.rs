@@ -4,6 +4,7 @@
 //! Tokio's time is paused, so that looks come as soon as the test waits; the router's clock moves by hand.
 
 use std::{
+    cell::RefCell,
     num::NonZeroU32,
     sync::{Arc, Mutex},
     time::Duration,
@@ -1006,13 +1007,13 @@ async fn a_look_that_succeeds_ends_the_pause_after_a_failed_load() {
 
 #[tokio::test(start_paused = true)]
 async fn the_log_gets_one_line_for_each_change_of_state() {
-    let lines = Lines::default();
-    let writer = lines.clone();
+    // For the whole process, because whether a place in the code logs at all is remembered for all threads.
     let subscriber = tracing_subscriber::fmt()
-        .with_writer(move || writer.clone())
+        .with_writer(|| ThisThread)
         .with_ansi(false)
         .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    tracing::subscriber::set_global_default(subscriber).unwrap();
+    LINES.set(Some(Vec::new()));
     let world = world();
     world.looks(3).await;
     for _ in 0..2 {
@@ -1021,17 +1022,25 @@ async fn the_log_gets_one_line_for_each_change_of_state() {
         world.log.set(Fault::None);
         world.looks(50).await;
     }
-    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let text = String::from_utf8(LINES.take().unwrap()).unwrap();
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines.len(), 5, "{text}");
 }
 
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+thread_local! {
+    /// What was logged on this thread, if the test on it wants to know.
+    static LINES: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
+}
 
-impl std::io::Write for Lines {
+struct ThisThread;
+
+impl std::io::Write for ThisThread {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        LINES.with_borrow_mut(|lines| {
+            if let Some(lines) = lines {
+                lines.extend_from_slice(bytes);
+            }
+        });
         Ok(bytes.len())
     }
 
