@@ -1,7 +1,7 @@
 //! One connection through a proxy: two ways, each with a reader that stamps what arrives and a writer that passes it on
 //! as the fault of the moment says.
 
-use std::{future::pending, num::NonZeroU32, time::Duration};
+use std::{future::pending, io, num::NonZeroU32, time::Duration};
 
 use futures_util::future::try_join;
 use socket2::SockRef;
@@ -277,21 +277,23 @@ impl<'c> Pump<'c> {
             }
             _ => bytes.len(),
         };
-        let to = self.to.as_mut().expect("without a receiver everything is lost");
-        let written = tokio::select! {
+        let to = self.to.as_ref().expect("without a receiver everything is lost");
+        let ready = tokio::select! {
             biased;
-            () = changed(&mut self.state) => 0,
-            written = to.write(&bytes[..most]) => match written {
-                Ok(written) => written,
-                // The receiver is gone. Its own end or reset travels the other way.
-                Err(_) => {
-                    self.lost = true;
-                    0
-                }
-            },
+            () = changed(&mut self.state) => return Ok(Some(Arrived { at, piece: Piece::Bytes(bytes) })),
+            ready = to.writable() => ready,
+        };
+        let write = || to.try_write(&bytes[..most]);
+        let written = match ready.and_then(|()| self.link.pass(self.way, write)) {
+            Ok(written) => written,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            // The receiver is gone. Its own end or reset travels the other way.
+            Err(_) => {
+                self.lost = true;
+                0
+            }
         };
         if written > 0 {
-            self.link.passed(self.way, written);
             self.left = self.left.saturating_sub(written as u64);
             if let Some((due, _)) = self.slice.take() {
                 self.free_at = due;

@@ -116,7 +116,7 @@ pub enum Arrivals {
     Reset,
 }
 
-/// What has come through a proxy since it was started.
+/// What has come through a proxy since it was started. Whoever has received bytes finds them counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {

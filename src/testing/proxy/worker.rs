@@ -95,10 +95,18 @@ impl Link {
         }
     }
 
-    pub(super) fn passed(&self, way: Way, bytes: usize) {
-        self.shared
-            .counts
-            .send_modify(|counts| *counts.passed.of_mut(way) += bytes as u64);
+    /// Writes and counts in one, so that whoever has received bytes finds them counted.
+    pub(super) fn pass(&self, way: Way, write: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
+        let mut written = Ok(0);
+        self.shared.counts.send_if_modified(|counts| {
+            written = write();
+            match written {
+                Ok(bytes) => *counts.passed.of_mut(way) += bytes as u64,
+                Err(_) => return false,
+            }
+            true
+        });
+        written
     }
 
     pub(super) fn lost(&self, way: Way, bytes: usize) {
