@@ -359,16 +359,17 @@ async fn what_follows_a_loss_never_arrives() {
 }
 
 #[tokio::test]
-async fn ends_and_resets_wait_behind_what_is_stalled() {
+async fn ends_and_resets_are_stalled_as_bytes_are() {
     let (listener, proxy) = before_this_test().await;
     for end in ["in order", "reset"] {
         let (mut client, mut server) = pair(&listener, &proxy).await;
         proxy.set(ToServer, NetworkFault::Stall);
-        client.write_all(b"last").await.unwrap();
         if end == "reset" {
             // A socket that is closed with bytes unread says so.
             server.write_all(b"unread").await.unwrap();
             client.readable().await.unwrap();
+        } else {
+            client.write_all(b"last").await.unwrap();
         }
         drop(client);
         let silent = timeout(PATIENCE, server.read_u8()).await;

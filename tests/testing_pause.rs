@@ -9,7 +9,7 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use biplane::testing::{postgres::Cluster, wait};
@@ -161,7 +161,11 @@ async fn a_paused_cluster_that_is_dropped_leaves_nothing() {
     processes.extend(children(processes[0]));
     let directory = cluster.directory().to_owned();
     cluster.pause().await.unwrap();
+    let began = Instant::now();
     drop(cluster);
+    let took = began.elapsed();
+    // After five seconds Postgres kills sessions that do not end when they are told to.
+    assert!(took < Duration::from_secs(4), "{took:?}");
     let left: Vec<u32> = processes.into_iter().filter(|process| lives(*process)).collect();
     assert!(left.is_empty(), "{left:?} are still there");
     assert!(!directory.exists());

@@ -2,11 +2,11 @@
 //!
 //! ```no_run
 //! # use std::time::Duration;
-//! # use biplane::testing::{postgres::Cluster, proxy::{Arrivals, Direction, FaultProxy, NetworkFault}};
+//! # use biplane::{tenant::{Endpoint, Server}, testing::proxy::{Arrivals, Direction, FaultProxy, NetworkFault}};
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let cluster = Cluster::start().await?;
-//! let proxy = FaultProxy::start(&cluster.endpoint()).await?;
-//! let server = proxy.through(&cluster.server("acme")).expect("the proxy stands before this cluster");
+//! let server = Server::new(Endpoint::new("127.0.0.1", 5432), "acme"); // or that of a throwaway cluster
+//! let proxy = FaultProxy::start(&server.endpoints[0]).await?;
+//! let server = proxy.through(&server).expect("the proxy stands before it");
 //!
 //! // … connect to `server`; then, while connections are open:
 //! proxy.set(Direction::ToClient, NetworkFault::Delay(Duration::from_millis(200)));
