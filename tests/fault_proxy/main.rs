@@ -3,12 +3,13 @@
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod streams;
+mod weather;
+
 use std::{
-    io::{self, ErrorKind, Read, Write},
+    io::{self, ErrorKind},
     net::TcpListener,
     num::NonZeroU32,
-    sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -26,13 +27,7 @@ use sqlx::{
     ConnectOptions, Connection, PgConnection,
     postgres::{PgConnectOptions, PgSslMode},
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    sync::{OnceCell, watch},
-    task::{JoinHandle, JoinSet},
-    time::timeout,
-};
+use tokio::{io::AsyncReadExt, net::TcpStream, sync::OnceCell, task::JoinHandle, time::timeout};
 
 use Direction::{Both, ToClient, ToServer};
 
@@ -122,35 +117,6 @@ fn bytes_per_second(rate: u32) -> NetworkFault {
     NetworkFault::Throttle(NonZeroU32::new(rate).unwrap())
 }
 
-/// A server that sends so many bytes to each client and then waits for its end.
-fn sender(bytes: usize) -> Endpoint {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    thread::spawn(move || {
-        for mut client in listener.incoming().flatten() {
-            thread::spawn(move || {
-                let _ = client.write_all(&vec![7; bytes]);
-                let _ = client.read(&mut [0]);
-            });
-        }
-    });
-    Endpoint::new("127.0.0.1", port)
-}
-
-/// A server that is the test itself.
-async fn before_this_test() -> (tokio::net::TcpListener, FaultProxy) {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let upstream = Endpoint::new("127.0.0.1", listener.local_addr().unwrap().port());
-    (listener, FaultProxy::start(&upstream).await.unwrap())
-}
-
-/// Both sides of a connection through a proxy.
-async fn pair(listener: &tokio::net::TcpListener, proxy: &FaultProxy) -> (TcpStream, TcpStream) {
-    let client = within(raw(proxy)).await.unwrap();
-    let (server, _) = within(listener.accept()).await.unwrap();
-    (client, server)
-}
-
 async fn raw(proxy: &FaultProxy) -> io::Result<TcpStream> {
     TcpStream::connect(("127.0.0.1", proxy.endpoint().port)).await
 }
@@ -226,21 +192,6 @@ async fn an_answer_takes_the_delay_of_each_way() {
     let began = Instant::now();
     within(connect(&proxy)).await.unwrap();
     assert!(began.elapsed() >= 2 * delay, "a new connection feels it too");
-}
-
-/// As on a long line: what follows closely arrives closely.
-#[tokio::test]
-async fn a_long_answer_is_delayed_once() {
-    let delay = Duration::from_millis(500);
-    let proxy = FaultProxy::start(&sender(500_000)).await.unwrap();
-    proxy.set(ToClient, NetworkFault::Delay(delay));
-    let mut client = raw(&proxy).await.unwrap();
-    let began = Instant::now();
-    let mut read = vec![0; 500_000];
-    within(client.read_exact(&mut read)).await.unwrap();
-    let took = began.elapsed();
-    // In pieces of 16 KiB, one delay for each would be 15 seconds.
-    assert!(took >= delay && took < 14 * delay, "{took:?}");
 }
 
 #[tokio::test]
@@ -332,73 +283,6 @@ async fn no_end_comes_through_a_black_hole_until_the_connection_is_reset() {
     assert!(timeout(PATIENCE, until_gone(session)).await.is_err());
     proxy.reset();
     until_gone(session).await;
-}
-
-#[tokio::test]
-async fn what_follows_a_loss_never_arrives() {
-    let (listener, proxy) = before_this_test().await;
-    let (mut client, mut server) = pair(&listener, &proxy).await;
-    proxy.set(ToServer, NetworkFault::BlackHole);
-    client.write_all(b"lost").await.unwrap();
-    within(proxy.until(|counts| counts.lost(ToServer) == 4)).await;
-    proxy.heal().await.unwrap();
-    client.write_all(b"more").await.unwrap();
-    within(proxy.until(|counts| counts.lost(ToServer) == 8)).await;
-    server.write_all(b"!").await.unwrap();
-    assert_eq!(
-        within(client.read_u8()).await.unwrap(),
-        b'!',
-        "the other direction works"
-    );
-    drop(client);
-    let silent = timeout(PATIENCE, server.read_u8()).await;
-    assert!(silent.is_err(), "{silent:?}");
-    proxy.reset();
-    let reset = within(server.read_u8()).await.unwrap_err();
-    assert_eq!(reset.kind(), ErrorKind::ConnectionReset);
-}
-
-#[tokio::test]
-async fn ends_and_resets_are_stalled_as_bytes_are() {
-    let (listener, proxy) = before_this_test().await;
-    for end in ["in order", "reset"] {
-        let (mut client, mut server) = pair(&listener, &proxy).await;
-        proxy.set(ToServer, NetworkFault::Stall);
-        if end == "reset" {
-            // A socket that is closed with bytes unread says so.
-            server.write_all(b"unread").await.unwrap();
-            client.readable().await.unwrap();
-        } else {
-            client.write_all(b"last").await.unwrap();
-        }
-        drop(client);
-        let silent = timeout(PATIENCE, server.read_u8()).await;
-        assert!(silent.is_err(), "{end}: {silent:?}");
-        proxy.heal().await.unwrap();
-        let mut read = [0; 4];
-        if end == "in order" {
-            within(server.read_exact(&mut read)).await.unwrap();
-            assert_eq!(&read, b"last");
-        }
-        let (_, outcome) = read_all(&mut server).await;
-        let reset = outcome.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset);
-        assert_eq!(reset, end == "reset");
-    }
-}
-
-#[tokio::test]
-async fn a_server_behind_a_black_hole_never_hears_of_new_clients() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let upstream = Endpoint::new("127.0.0.1", listener.local_addr().unwrap().port());
-    let proxy = FaultProxy::start(&upstream).await.unwrap();
-    proxy.set_new(ToServer, NetworkFault::BlackHole);
-    let mut client = within(raw(&proxy)).await.unwrap();
-    client.write_all(b"hello").await.unwrap();
-    within(proxy.until(|counts| counts.lost(ToServer) == 5)).await;
-    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
-    drop(client);
-    within(proxy.until(|counts| counts.open == 0)).await;
 }
 
 /// The statement is carried out although its client has seen an error, which is why nothing may be retried blindly.
@@ -528,38 +412,6 @@ async fn a_throttled_answer_takes_as_long_as_its_bytes() {
     }
 }
 
-/// Each has a line of its own.
-#[tokio::test]
-async fn connections_are_throttled_apart() {
-    let proxy = FaultProxy::start(&sender(10_000)).await.unwrap();
-    proxy.set_new(ToClient, bytes_per_second(1));
-    let mut slow = raw(&proxy).await.unwrap();
-    within(proxy.reached(1)).await;
-    proxy.set_new(ToClient, NetworkFault::None);
-    let mut quick = raw(&proxy).await.unwrap();
-    let mut read = vec![0; 10_000];
-    within(quick.read_exact(&mut read)).await.unwrap();
-    assert!(timeout(PATIENCE, slow.read_exact(&mut read)).await.is_err());
-    proxy.heal().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_cut_comes_after_exactly_so_many_bytes() {
-    let proxy = FaultProxy::start(&sender(100_000)).await.unwrap();
-    for bytes in [0, 1, 1000, 40_000] {
-        proxy.set_new(ToClient, NetworkFault::CutAfter(bytes));
-        let (mut answers, mut questions) = raw(&proxy).await.unwrap().into_split();
-        // A client that talks on must not lose the last bytes of the answer for it.
-        let talking = tokio::spawn(async move { while questions.write_all(&[1; 10_000]).await.is_ok() {} });
-        let mut read = Vec::new();
-        within(answers.read_to_end(&mut read)).await.unwrap();
-        assert_eq!(read.len() as u64, bytes);
-        talking.abort();
-        drop(answers);
-        within(proxy.until(|counts| counts.open == 0)).await;
-    }
-}
-
 #[tokio::test]
 async fn a_cut_of_an_open_connection_counts_from_when_it_is_set() {
     let proxy = proxy().await;
@@ -651,162 +503,4 @@ async fn a_dropped_proxy_leaves_no_connection_and_no_listener() {
         within(ask(&mut connection, 1)).await.unwrap_err();
     }
     TcpListener::bind((&*at.host, at.port)).unwrap();
-}
-
-/// A test whose clock stands still meets a network whose clock does not.
-#[tokio::test(start_paused = true)]
-async fn a_paused_clock_does_not_shorten_a_delay() {
-    let delay = Duration::from_millis(300);
-    let proxy = FaultProxy::start(&sender(1)).await.unwrap();
-    proxy.set(ToClient, NetworkFault::Delay(delay));
-    let port = proxy.endpoint().port;
-    let began = Instant::now();
-    let reading = tokio::task::spawn_blocking(move || {
-        let mut client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-        client.set_read_timeout(Some(LIMIT)).unwrap();
-        client.read_exact(&mut [0]).unwrap();
-    });
-    tokio::time::sleep(Duration::from_secs(3600)).await;
-    reading.await.unwrap();
-    assert!(began.elapsed() >= delay);
-}
-
-#[test]
-fn a_proxy_outlives_the_runtime_that_started_it() {
-    let runtime = || {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-    };
-    let proxy = runtime().block_on(FaultProxy::start(&sender(3))).unwrap();
-    let read = |proxy: &FaultProxy| {
-        let mut client = std::net::TcpStream::connect(("127.0.0.1", proxy.endpoint().port))?;
-        client.set_read_timeout(Some(LIMIT))?;
-        client.read_exact(&mut [0; 3])
-    };
-    read(&proxy).unwrap();
-    runtime().block_on(proxy.set_arrivals(Arrivals::Refuse)).unwrap();
-    read(&proxy).unwrap_err();
-    runtime().block_on(proxy.heal()).unwrap();
-    read(&proxy).unwrap();
-}
-
-/// In a process of its own, whose threads can be counted.
-#[cfg(target_os = "linux")]
-#[tokio::test]
-async fn a_start_that_is_given_up_leaves_no_thread() {
-    const ALONE: &str = "BIPLANE_TEST_ALONE";
-    if std::env::var_os(ALONE).is_none() {
-        let test = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "a_start_that_is_given_up_leaves_no_thread"])
-            .env(ALONE, "1")
-            .output()
-            .unwrap();
-        assert!(test.status.success(), "{}", String::from_utf8_lossy(&test.stdout));
-        return;
-    }
-    let upstream = Endpoint::new("127.0.0.1", 1);
-    let before = threads();
-    for _ in 0..20 {
-        let mut start = Box::pin(FaultProxy::start(&upstream));
-        let _ = futures_util::poll!(&mut start);
-    }
-    // One is that of the waiting.
-    wait::until("the threads to end", LIMIT, async || threads() <= before + 1)
-        .await
-        .unwrap();
-}
-
-/// The threads of this process. Not by name, because a new one has none for a moment.
-#[cfg(target_os = "linux")]
-fn threads() -> usize {
-    std::fs::read_dir("/proc/self/task").unwrap().count()
-}
-
-#[tokio::test]
-async fn a_unix_socket_is_refused() {
-    let refused = FaultProxy::start(&Endpoint::new("/run/postgresql", 5432))
-        .await
-        .unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::InvalidInput);
-}
-
-/// Clients ask on and on while faults come and go. Whoever gets an answer gets that to his own question, nobody waits for
-/// ever, and in the end everything works and nothing is left.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn faults_that_come_and_go_never_mix_up_answers() {
-    let proxy = Arc::new(proxy().await);
-    let (right, over) = (watch::Sender::new(0_usize), watch::Sender::new(false));
-    let mut clients = JoinSet::new();
-    for client in 0..12 {
-        clients.spawn(ask_on_and_on(
-            Arc::clone(&proxy),
-            client,
-            right.clone(),
-            over.subscribe(),
-        ));
-    }
-    let mut answers = right.subscribe();
-    for turn in 0..40 {
-        let direction = [ToServer, ToClient, Both][turn % 3];
-        match turn % 8 {
-            0 => proxy.set(direction, NetworkFault::Delay(Duration::from_millis(5))),
-            1 => proxy.set_open(direction, NetworkFault::BlackHole),
-            2 => proxy.set(direction, NetworkFault::Stall),
-            3 => proxy.reset(),
-            4 => proxy.set_open(direction, NetworkFault::HalfClose),
-            5 => proxy.set(direction, bytes_per_second(20_000)),
-            6 => proxy.set(direction, NetworkFault::CutAfter(700)),
-            _ => proxy.set_arrivals(Arrivals::Refuse).await.unwrap(),
-        }
-        // For a while that differs, so that faults end at any moment of a question.
-        let _ = timeout(Duration::from_millis(turn as u64), answers.wait_for(|_| false)).await;
-        proxy.heal().await.unwrap();
-        let so_far = *answers.borrow_and_update();
-        within(answers.wait_for(|right| *right > so_far + 5))
-            .await
-            .unwrap();
-    }
-    over.send_replace(true);
-    let failed: usize = within(clients.join_all()).await.into_iter().sum();
-    assert!(failed > 0);
-
-    let mut new = within(connect(&proxy)).await.unwrap();
-    assert_eq!(within(ask(&mut new, 1)).await.unwrap(), 2);
-    drop(new);
-    // Those whose end was lost in a black hole.
-    proxy.reset();
-    within(proxy.until(|counts| counts.open == 0)).await;
-}
-
-/// Returns how many questions and connections failed.
-async fn ask_on_and_on(
-    proxy: Arc<FaultProxy>,
-    client: i32,
-    right: watch::Sender<usize>,
-    over: watch::Receiver<bool>,
-) -> usize {
-    let mut failed = 0;
-    let mut question = client * 1_000_000;
-    while !*over.borrow() {
-        let Ok(Ok(mut connection)) = timeout(PATIENCE, connect(&proxy)).await else {
-            failed += 1;
-            continue;
-        };
-        while !*over.borrow() {
-            question += 1;
-            match timeout(PATIENCE, ask(&mut connection, question)).await {
-                Ok(Ok(answer)) => {
-                    assert_eq!(answer, question + 1);
-                    right.send_modify(|right| *right += 1);
-                }
-                _ => {
-                    failed += 1;
-                    break;
-                }
-            }
-        }
-    }
-    failed
 }
