@@ -34,10 +34,11 @@
 //! - At most 1 MiB of each direction of a connection is under way; a sender of more waits, as with any full buffer.
 //!
 //! # Why it is written here
-//! Looked at in November 2026: `noxious` does this in process, but its last release is of April 2021; it brings 48 crates
-//! with it, has no reset, refusal or half-close, and ends connections when its faults change. `tokio-netem` wraps single
-//! streams and leaves the proxy to be written; it brings clap and a subscriber for logs. `turmoil` and `madsim` replace
-//! the network of a simulation, which no real Postgres can be in. `toxiproxy` is a server of its own, to be installed.
+//! Looked at in November 2026: `noxious` does this in process, but its last release is of April 2021, on `rand` 0.8 and
+//! `tokio-util` 0.6, and it knows neither resets nor half-closed connections nor what a lost connection does after the
+//! fault. `tokio-netem` wraps single streams and leaves the proxy to be written, has unsafe code, and brings `clap` and a
+//! subscriber for logs. `turmoil` and `madsim` replace the network of a simulation, which no real Postgres can be in.
+//! `toxiproxy` is a server of its own, to be installed.
 
 mod connection;
 mod worker;
