@@ -24,7 +24,8 @@
 //!   apart.
 //! - [`repository`] has the traits of the control plane, and their backends in memory and on Postgres. A team with a
 //!   `tenants` table of its own implements [`TenantRepository`](repository::TenantRepository).
-//! - [`keyring`] seals the credentials.
+//! - [`keyring`] seals the credentials, and [`rotation`] brings stored values under another key.
+//! - [`presence`] tells the control plane which processes live, and which keys they have.
 //! - [`settings`] reads both planes from the environment.
 //! - [`connector`] and [`pool`] make connections.
 //! - [`manual`] has pages to read, such as the [format of sealed values](manual::keyring_format).
@@ -41,7 +42,9 @@ pub mod manual;
 pub mod plane;
 #[cfg(feature = "postgres")]
 pub mod pool;
+pub mod presence;
 pub mod repository;
+pub mod rotation;
 pub mod router;
 pub mod secret;
 pub mod settings;

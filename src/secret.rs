@@ -1,4 +1,26 @@
 //! Secrets in memory: types that print nothing and wipe themselves.
+//!
+//! # What is shown to hold
+//! `tests/allocator.rs` runs a program whose allocator looks at every block when it is freed or moved. After keys were
+//! loaded from text, variables, files and key services, and values sealed, opened, rebound and imported, and after each
+//! of the ways in which these and the parsing of URLs fail, no block holds eight bytes in a row of a key (as bytes, in hex
+//! or in base64), of what it is expanded or derived into, of a plaintext or of a password. The program first leaves each
+//! of them behind on purpose, and stops if that is not seen.
+//!
+//! `tests/redaction` looks for the same in what every public type shows (`Debug`, `Display`, errors with their causes,
+//! JSON) and in every event of tracing's.
+//!
+//! # What is out of reach
+//! - **sqlx.** To log in, a password is copied into sqlx's connection options, which are dropped when the connection stands
+//!   or has failed, and by its handshake into hashes and messages; sqlx wipes none of them. Where a server asks for the
+//!   password itself rather than for SCRAM, it also stays in the connection's write buffer until that is overwritten. The
+//!   next connection opens the credential anew. Keys and other plaintexts never get there.
+//! - **The stack, and registers.** A moved value leaves its bytes where it was, and what is boxed later may take pieces of
+//!   them along in its padding. What expanding a key leaves on the stack is wiped when keys are loaded; what opening one
+//!   value leaves there, its message key among it, waits to be overwritten.
+//! - **What you hand in and take out.** The text that a key or URL was parsed from is yours to wipe, and the environment
+//!   of a process stays as it is.
+//! - **Memory as a whole.** Pages are not locked: swap, core dumps and debuggers show what is in use.
 
 use std::fmt;
 

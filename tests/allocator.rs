@@ -1,4 +1,5 @@
 //! A program with an allocator that looks at every block that is freed, and finds no secret in any.
+#![cfg(unix)]
 
 use std::{env, path::Path, process::Command};
 

@@ -274,7 +274,7 @@ async fn a_database_without_it_says_so() {
     assert!(error.to_string().contains("not installed"), "{error}");
 }
 
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     "migration",
     "meta",
     "data_source",
@@ -283,6 +283,7 @@ const TABLES: [&str; 9] = [
     "credential",
     "change",
     "instance",
+    "instance_key",
     "audit",
 ];
 
@@ -325,11 +326,13 @@ async fn a_router_finds_lists_and_follows_and_writes_nothing() {
         "update biplane_control.change set kind = 'names'",
         "update biplane_control.meta set pruned_through = 9",
         "update biplane_control.instance set applied_seq = 9",
+        "update biplane_control.instance_key set opens = 9",
         "update biplane_control.audit set actor = 'x'",
         "update biplane_control.migration set version = 9",
         "select * from biplane_control.audit",
         "select nextval('biplane_control.change_seq')",
         "select biplane_control.prune_changes('0')",
+        "select biplane_control.reseal_credentials('{}', '{}', '{}', '{}', '{}')",
         "select biplane_control.record(null, null, '{}', '{}')",
         "select biplane_control.move_names(null, 'slug', '{}', '{x}')",
         "create table biplane_control.mine (n int)",
@@ -352,7 +355,15 @@ async fn an_admin_writes_through_the_triggers_alone() {
     )
     .await
     .unwrap();
-    for table in ["migration", "meta", "tenant_name", "change", "instance", "audit"] {
+    for table in [
+        "migration",
+        "meta",
+        "tenant_name",
+        "change",
+        "instance",
+        "instance_key",
+        "audit",
+    ] {
         let insert = format!(
             "insert into biplane_control.{table} overriding system value select * from biplane_control.{table}"
         );
@@ -371,6 +382,8 @@ async fn an_admin_writes_through_the_triggers_alone() {
         "update biplane_control.audit set actor = 'x'",
         "update biplane_control.change set seq = 1",
         "update biplane_control.meta set pruned_through = 0",
+        "update biplane_control.instance set seen_at = now()",
+        "select biplane_control.beat(gen_random_uuid(), 'notes', 0, '[]')",
         "select biplane_control.record(gen_random_uuid(), null, '{status}', '{}')",
         "select nextval('biplane_control.change_seq')",
     ] {

@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 
 use biplane::{
     error::ErrorKind,
-    repository::{Actor, ChangeLog, MemoryControl, NewTenant, TenantAdmin, TenantRepository},
+    repository::{
+        Actor, ChangeLog, CredentialStore, Instances, MemoryControl, NewTenant, TenantAdmin, TenantRepository,
+    },
     tenant::{DataSourceId, Location, Slug, TenantId, TenantRecord, TenantRef},
     testing::{
         conformance::{Backend, ReadBackend, async_trait, seed_through},
@@ -41,6 +43,18 @@ impl Backend for Memory {
         Arc::new(self.0.clone())
     }
 
+    fn credentials(&self) -> Arc<dyn CredentialStore> {
+        Arc::new(self.0.clone())
+    }
+
+    fn instances(&self) -> Arc<dyn Instances> {
+        Arc::new(self.0.clone())
+    }
+
+    async fn pass(&self, time: Duration) {
+        self.0.advance(time);
+    }
+
     async fn prune(&self) {
         self.0.prune_changes(Duration::ZERO);
     }
@@ -52,7 +66,7 @@ async fn memory() -> Memory {
 
 biplane::repository_conformance!(memory_control, memory);
 
-/// A wrapper without a fault is the repository and the change log that it wraps.
+/// A wrapper without a fault is what it wraps.
 #[derive(Debug)]
 struct Wrapped(FaultyRepository<MemoryControl>);
 
@@ -79,6 +93,18 @@ impl Backend for Wrapped {
 
     fn changes(&self) -> Arc<dyn ChangeLog> {
         Arc::new(self.0.clone())
+    }
+
+    fn credentials(&self) -> Arc<dyn CredentialStore> {
+        Arc::new(self.0.inner().clone())
+    }
+
+    fn instances(&self) -> Arc<dyn Instances> {
+        Arc::new(self.0.clone())
+    }
+
+    async fn pass(&self, time: Duration) {
+        self.0.inner().advance(time);
     }
 
     async fn prune(&self) {

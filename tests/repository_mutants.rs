@@ -8,7 +8,9 @@ mod wrong;
 
 use std::future::Future;
 
-use biplane::testing::conformance::{changes, concurrency, credentials, names, reading, sources, writing};
+use biplane::testing::conformance::{
+    changes, concurrency, credentials, instances, names, reading, sources, writing,
+};
 use control::{Postgres, postgres_with};
 use wrong::{How, Wrong};
 
@@ -111,6 +113,24 @@ found! {
         wrong(How::TruncationIsSilent) => changes::a_reader_that_fell_behind_is_told;
     an_entry_that_is_forgotten:
         wrong(How::SettingsAreNotLogged) => changes::each_change_is_logged_by_kind;
+    a_reseal_that_counts_as_a_change:
+        wrong(How::ResealsAreChanges) => credentials::a_resealed_credential_keeps_its_version;
+    a_reseal_that_undoes_a_change:
+        wrong(How::ResealsWinOverChanges) => credentials::a_reseal_leaves_what_was_changed_meanwhile;
+    a_reseal_that_undoes_a_change_among_rivals:
+        wrong(How::ResealsWinOverChanges) => concurrency::of_workers_that_reseal_one_replaces_each;
+    outcomes_of_a_reseal_in_any_order:
+        wrong(How::ResealsAnswerInAnyOrder) => credentials::a_reseal_leaves_what_was_changed_meanwhile;
+    pages_of_credentials_that_skip_the_rest_of_a_source:
+        wrong(How::PagesGoBySource) => credentials::pages_of_sealed_credentials_have_each_one_once;
+    leaving_that_leaves_it_there:
+        wrong(How::LeavingIsIgnored) => instances::who_leaves_is_gone;
+    a_beat_that_keeps_old_keys:
+        wrong(How::OldKeysStay) => instances::each_beat_replaces_the_one_before;
+    keys_that_are_never_idle:
+        wrong(How::KeysAreNeverIdle) => instances::a_key_is_idle_since_its_last_use;
+    silence_that_is_not_counted:
+        wrong(How::SilenceIsNotCounted) => instances::silence_ends_with_a_beat;
 
     a_plain_sequence_for_the_log:
         async { tampered(&[(DEFERRED, IMMEDIATE), (COMMIT_LOCK, "")]).await.with_slow_commits().await }
@@ -152,6 +172,47 @@ found! {
         tampered(&[("jsonb_build_object('before', before, 'after', after)));",
                     "jsonb_build_object('before', before, 'after', after, 'value', new.sealed)));")])
         => credentials::the_audit_has_versions_only;
+    a_reseal_that_raises_the_version_of_the_credential:
+        tampered(&[("perform set_config('biplane.resealing', 'on', true);", "")])
+        => credentials::a_resealed_credential_keeps_its_version;
+    a_reseal_that_ignores_what_was_changed:
+        tampered(&[("and held.sealed = wanted.before", "")])
+        => credentials::a_reseal_leaves_what_was_changed_meanwhile;
+    a_reseal_that_ignores_what_is_being_changed:
+        tampered(&[("and held.sealed = wanted.before", "")]) => concurrency::no_reseal_undoes_a_change;
+    a_reseal_that_leaves_its_source_as_it_was:
+        tampered(&[("set version = version + 1 where id = new.data_source_id;",
+                    "set version = version + 1 where id = new.data_source_id and fact not like '%.key';")])
+        => credentials::a_reseal_raises_the_version_of_the_source;
+    a_reseal_that_is_audited_as_a_change:
+        tampered(&[("fact := fact || '.key';", "")]) => credentials::a_reseal_is_audited_by_key_and_logged;
+    leaving_that_leaves_the_row:
+        tampered(&[("delete from biplane_control.instance as gone where gone.id = leave.id", "select leave.id")])
+        => instances::who_leaves_is_gone;
+    leaving_that_takes_the_others_along:
+        tampered(&[("as gone where gone.id = leave.id", "as gone")]) => instances::who_leaves_is_gone;
+    a_beat_that_keeps_the_rows_of_old_keys:
+        tampered(&[("and held.key_id not in (select key ->> 'id' from jsonb_array_elements(beat.keys) as key);",
+                    "and false;")])
+        => instances::each_beat_replaces_the_one_before;
+    a_use_that_does_not_end_idleness:
+        tampered(&[("then held.used_at else excluded.used_at end", "then held.used_at else held.used_at end")])
+        => instances::a_key_is_idle_since_its_last_use;
+    idleness_that_every_beat_ends:
+        tampered(&[("then held.used_at else excluded.used_at end", "then excluded.used_at else excluded.used_at end")])
+        => instances::a_key_is_idle_since_its_last_use;
+    silent_instances_that_stay_for_ever:
+        tampered(&[("heard - interval '24 hours'", "heard - interval '24 days'")])
+        => instances::who_is_silent_for_a_day_is_forgotten;
+    silent_instances_that_are_forgotten_at_once:
+        tampered(&[("heard - interval '24 hours'", "heard - interval '1 hour'")])
+        => instances::who_is_silent_for_a_day_is_forgotten;
+    gaps_that_nobody_notices:
+        tampered(&[("<= interval '1 minute'", "<= interval '1 day'")])
+        => instances::a_gap_between_beats_ends_the_steady_time;
+    silence_that_counts_from_the_start:
+        tampered(&[("set service = excluded.service, seen_at = excluded.seen_at,", "set service = excluded.service,")])
+        => instances::silence_ends_with_a_beat;
     pruning_that_nobody_is_told_of:
         tampered(&[("set pruned_through = greatest(pruned_through, (select max(seq) from gone))",
                     "set pruned_through = pruned_through")])

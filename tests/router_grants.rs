@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use biplane::{
     error::ErrorKind,
-    tenant::{Domain, Role, TenantStatus},
+    keyring::LiveKeyring,
+    presence::{Heartbeat, PRESUMED_DEAD, missing},
+    repository::{Beat, Instances},
+    tenant::{Domain, InstanceId, Role, TenantStatus},
 };
 use control::{ROUTER, owner, run, text};
 use planes::{Planes, by, judge};
@@ -37,12 +40,12 @@ async fn privileges(planes: &Planes) -> String {
 }
 
 #[tokio::test]
-async fn the_printed_grants_are_reading_and_nothing_else() {
+async fn the_printed_grants_are_reading_and_saying_that_it_lives() {
     let planes = Planes::postgres().await;
     assert_eq!(
         privileges(&planes).await,
-        "change:SELECT credential:SELECT data_source:SELECT instance:SELECT meta:SELECT migration:SELECT \
-         schema:USAGE tenant:SELECT tenant_name:SELECT"
+        "change:SELECT credential:SELECT data_source:SELECT function beat function leave instance:SELECT \
+         instance_key:SELECT meta:SELECT migration:SELECT schema:USAGE tenant:SELECT tenant_name:SELECT"
     );
 }
 
@@ -106,6 +109,38 @@ async fn a_router_routes_connects_and_follows_changes_with_them() {
         .await
         .unwrap();
     biplane.close(Duration::from_secs(5)).await;
+}
+
+/// With the pool and the login that it routes with.
+#[tokio::test]
+async fn a_router_says_that_it_lives_with_them() {
+    let planes = Planes::postgres().await;
+    let tenants = planes.control().pg_tenants();
+    let keyring = LiveKeyring::new(planes.keyring.clone());
+    let heartbeat = Heartbeat::builder(tenants.clone(), "notes")
+        .keyring(keyring)
+        .timeout(Duration::from_secs(60))
+        .start()
+        .unwrap();
+    heartbeat.beat_now().await.unwrap();
+    let key = planes.keyring.primary();
+    let distribution = missing(&tenants, key, PRESUMED_DEAD).await.unwrap();
+    assert!(distribution.is_everywhere());
+    assert_eq!(distribution.ready[0].id, heartbeat.id());
+    heartbeat.close(Duration::from_secs(60)).await.unwrap();
+    assert_eq!(tenants.instances().await.unwrap(), []);
+
+    let without =
+        format!("revoke execute on function biplane_control.beat(uuid, text, bigint, jsonb) from {ROUTER}");
+    run(&mut owner(&planes.control().database).await, without)
+        .await
+        .unwrap();
+    let beat = Beat::new(InstanceId::new(), "notes");
+    judge(
+        &tenants.beat(&beat).await.unwrap_err(),
+        ErrorKind::MissingPrivilege,
+        "grants to routers",
+    );
 }
 
 /// Each grant that a lookup needs, taken away: the caller hears of the privilege, and never that there is no tenant.

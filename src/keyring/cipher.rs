@@ -194,7 +194,7 @@ impl MessageCipher {
             return Err(Forged);
         };
         let equal = |i: usize| u128::from_ne_bytes(self.commitment[i]).ct_eq(&u128::from_ne_bytes(given[i]));
-        if !bool::from(equal(0) & equal(1)) {
+        if !bool::from(equal(0) & equal(1)) && !cfg!(biplane_mutant = "any_commitment_will_do") {
             return Err(Forged);
         }
         let tag: &Tag = tag.into();

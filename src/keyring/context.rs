@@ -134,7 +134,9 @@ impl From<&Uuid> for Owner<'_> {
 
 fn put_prefixed(rest: &mut &mut [u8], part: &str) {
     let length = u16::try_from(part.len()).expect("no part of a context is longer than 65,535 bytes");
-    put(rest, &length.to_be_bytes());
+    if !cfg!(biplane_mutant = "parts_run_together") {
+        put(rest, &length.to_be_bytes());
+    }
     put(rest, part.as_bytes());
 }
 

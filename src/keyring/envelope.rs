@@ -218,6 +218,9 @@ pub(super) struct Decoded {
 }
 
 fn other_format(text: &str) -> KeyringError {
+    if cfg!(biplane_mutant = "errors_quote_the_input") {
+        return KeyringError::Malformed(text.to_owned().leak());
+    }
     let version = text
         .strip_prefix("bp")
         .and_then(|rest| rest.split_once('.'))

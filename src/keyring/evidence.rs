@@ -16,7 +16,6 @@ impl Distributed {
     }
 
     /// Every process has reported it.
-    #[expect(dead_code, reason = "the presence of instances will give this evidence")]
     pub(crate) const fn proven(key: KeyId) -> Self {
         Self(key)
     }
@@ -41,7 +40,6 @@ impl Unused {
     }
 
     /// No value is under it, and nobody has opened one lately.
-    #[expect(dead_code, reason = "the rotation's check will give this evidence")]
     pub(crate) const fn proven(key: KeyId) -> Self {
         Self(key)
     }

@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -23,7 +23,7 @@ use secrecy::{ExposeSecret, SecretBox, SecretString};
 use crate::secret::SecretBytes;
 
 use super::{
-    KeyId, Keyring, KeyringError,
+    Context, KeyId, Keyring, KeyringError,
     cipher::{self, KEY_LEN, TAG_LEN},
     encoding, key, seal, source,
 };
@@ -119,7 +119,7 @@ pub enum LegacyPolicy {
     Deny,
     /// Only in order to seal them anew.
     ImportOnly,
-    /// Also when a request needs one. Each such read is counted.
+    /// Also when a request needs one. Each such read is counted, and the first one is logged.
     ReadThrough,
 }
 
@@ -180,6 +180,10 @@ pub struct LegacyOpener {
     policy: LegacyPolicy,
     expected: Option<LegacyEncoding>,
     reads: AtomicU64,
+    imports: AtomicU64,
+    refusals: AtomicU64,
+    /// Whether the log has it that values are read through.
+    warned: AtomicBool,
 }
 
 impl LegacyOpener {
@@ -191,6 +195,9 @@ impl LegacyOpener {
             policy,
             expected: None,
             reads: AtomicU64::new(0),
+            imports: AtomicU64::new(0),
+            refusals: AtomicU64::new(0),
+            warned: AtomicBool::new(false),
         }
     }
 
@@ -226,13 +233,37 @@ impl LegacyOpener {
         self.reads.load(Ordering::Relaxed)
     }
 
-    fn open_value(&self, value: &str, purpose: LegacyUse) -> Result<Box<[u8]>, KeyringError> {
+    /// How many values were opened to be sealed anew, since this opener was made.
+    #[must_use]
+    pub fn imports(&self) -> u64 {
+        self.imports.load(Ordering::Relaxed)
+    }
+
+    /// How many values the policy refused, since this opener was made. When it is [`LegacyPolicy::Deny`], somebody still
+    /// stores values as the older system did, or puts them where sealed ones belong.
+    #[must_use]
+    pub fn refusals(&self) -> u64 {
+        self.refusals.load(Ordering::Relaxed)
+    }
+
+    /// Whether the policy lets values be opened for this. It counts nothing.
+    ///
+    /// # Errors
+    /// [`KeyringError::LegacyForbidden`].
+    pub const fn check_policy(&self, purpose: LegacyUse) -> Result<(), KeyringError> {
         match (self.policy, purpose) {
             (LegacyPolicy::ImportOnly | LegacyPolicy::ReadThrough, LegacyUse::Import)
-            | (LegacyPolicy::ReadThrough, LegacyUse::Read) => {}
+            | (LegacyPolicy::ReadThrough, LegacyUse::Read) => Ok(()),
             (LegacyPolicy::Deny, _) | (LegacyPolicy::ImportOnly, LegacyUse::Read) => {
-                return Err(KeyringError::LegacyForbidden);
+                Err(KeyringError::LegacyForbidden)
             }
+        }
+    }
+
+    fn open_value(&self, value: &str, purpose: LegacyUse) -> Result<Box<[u8]>, KeyringError> {
+        if let Err(forbidden) = self.check_policy(purpose) {
+            self.refusals.fetch_add(1, Ordering::Relaxed);
+            return Err(forbidden);
         }
         let value = Value::parse(value)?;
         if let Some(expected) = self.expected.filter(|expected| *expected != value.encoding) {
@@ -246,11 +277,56 @@ impl LegacyOpener {
             IvLen::Sixteen => decrypt(&self.key.0.iv16, &value),
         }?
         .ok_or(KeyringError::Authentication(self.key.id()))?;
-        if purpose == LegacyUse::Read {
-            self.reads.fetch_add(1, Ordering::Relaxed);
-        }
+        match purpose {
+            LegacyUse::Import => self.imports.fetch_add(1, Ordering::Relaxed),
+            LegacyUse::Read => {
+                self.warn_once();
+                self.reads.fetch_add(1, Ordering::Relaxed)
+            }
+        };
         Ok(text)
     }
+
+    /// The counters tell how many there are; a line for each would drown the log of a service.
+    fn warn_once(&self) {
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                legacy_key = %self.key.id(),
+                "values of the older system are read through, which nothing binds to their rows; import them"
+            );
+        }
+    }
+}
+
+impl Keyring {
+    /// Opens a column's text that may be sealed or still be the older system's, while its values are imported.
+    ///
+    /// What begins as a sealed value does is never tried as anything else. The rest goes to the opener, to be used, so
+    /// that its policy decides and it counts: with [`LegacyPolicy::Deny`] this is [`Keyring::open_text`] with another
+    /// error. Nothing binds a value of the older system to this context: until reading through ends, whoever can write
+    /// to the column can put another row's old value there.
+    ///
+    /// # Errors
+    /// Those of [`Keyring::open_text`] for a sealed value, of [`LegacyOpener::open`] for any other.
+    pub fn open_text_or_legacy(
+        &self,
+        context: &Context<'_>,
+        text: &str,
+        legacy: &LegacyOpener,
+    ) -> Result<SecretBytes, KeyringError> {
+        if looks_sealed(text) {
+            self.open_text(context, text)
+        } else {
+            legacy.open(text, LegacyUse::Read)
+        }
+    }
+}
+
+/// Whether a text has the form of a sealed value of this or any later version. Values of the older system have no dot.
+fn looks_sealed(text: &str) -> bool {
+    let version = text.strip_prefix("bp").and_then(|rest| rest.split_once('.'));
+    version
+        .is_some_and(|(version, _)| !version.is_empty() && version.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// A value taken apart, not yet decoded.

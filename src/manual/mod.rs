@@ -4,3 +4,13 @@
 pub mod keyring_format {
     #![doc = include_str!("keyring_format.md")]
 }
+
+/// What the keyring defends, and what it does not.
+pub mod keyring_threats {
+    #![doc = include_str!("keyring_threats.md")]
+}
+
+/// Keys from the first to the destruction of an old one: an operator's guide.
+pub mod keys {
+    #![doc = include_str!("keys.md")]
+}

@@ -5,15 +5,22 @@ use sqlx::{
     Describe, Either, Execute, Executor, Postgres, SqlStr,
     postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo},
 };
-use std::marker::PhantomData;
+use std::{fmt, marker::PhantomData};
 
 use super::{ControlExecutor, ControlPlane, DataPlane, Plane, TenantExecutor};
 
 /// An executor of sqlx's that somebody says reaches a plane.
-#[derive(Debug)]
+///
+/// `Debug` prints nothing of the executor, which may print how it connects.
 pub struct Assumed<E, P: Plane> {
     executor: E,
     plane: PhantomData<fn() -> P>,
+}
+
+impl<E, P: Plane> fmt::Debug for Assumed<E, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Assumed").finish_non_exhaustive()
+    }
 }
 
 /// Takes an executor of sqlx's own, such as `&PgPool` or `&mut PgConnection`, for one that reaches the database of the

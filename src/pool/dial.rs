@@ -194,7 +194,7 @@ impl Dial {
     /// Host, port and database: what may be shown.
     pub(crate) fn whereabouts(&self) -> String {
         let endpoints: Vec<String> = self.server.endpoints.iter().map(ToString::to_string).collect();
-        format!("{}/{}", endpoints.join(","), self.server.database)
+        format!("{}/{}", endpoints.join(","), self.server.database.escape_debug())
     }
 
     pub(super) fn unavailable(&self, why: &str) -> Error {

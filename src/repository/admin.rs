@@ -1,6 +1,11 @@
 //! Writing tenants and data sources.
 
-use std::{fmt::Debug, num::NonZeroU32, sync::Arc, time::SystemTime};
+use std::{
+    fmt::{self, Debug},
+    num::NonZeroU32,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use async_trait::async_trait;
 
@@ -8,8 +13,8 @@ use super::Subject;
 use crate::{
     error::Error,
     tenant::{
-        CredentialVersion, DataSource, DataSourceId, DatabaseId, Domain, Isolation, Location, PoolSettings,
-        Role, SealedText, Slug, Tenant, TenantId, TenantStatus, Version,
+        Counted, CredentialVersion, DataSource, DataSourceId, DatabaseId, Domain, Isolation, Location,
+        PoolSettings, Role, SealedText, Slug, Tenant, TenantId, TenantStatus, Version,
     },
 };
 
@@ -294,7 +299,9 @@ impl CredentialSlot {
 }
 
 /// A tenant to be added.
-#[derive(Clone, Debug)]
+///
+/// `Debug` prints how many settings there are and none of them.
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct NewTenant {
     /// Its id.
@@ -326,8 +333,23 @@ impl NewTenant {
     }
 }
 
+impl Debug for NewTenant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewTenant")
+            .field("id", &self.id)
+            .field("slug", &self.slug)
+            .field("domains", &self.domains)
+            .field("source", &self.source)
+            .field("isolation", &self.isolation)
+            .field("settings", &Counted(&self.settings))
+            .finish()
+    }
+}
+
 /// An entry of the audit: append-only, and without secrets.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// `Debug` prints the names of what changed, without the values.
+#[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct AuditEntry {
     /// When, by the control plane's clock.
@@ -361,5 +383,23 @@ impl AuditEntry {
             source,
             changed,
         }
+    }
+}
+
+impl Debug for AuditEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self
+            .changed
+            .as_object()
+            .into_iter()
+            .flat_map(serde_json::Map::keys);
+        f.debug_struct("AuditEntry")
+            .field("at", &self.at)
+            .field("actor", &self.actor)
+            .field("reason", &self.reason)
+            .field("tenant", &self.tenant)
+            .field("source", &self.source)
+            .field("changed", &names.collect::<Vec<_>>())
+            .finish()
     }
 }

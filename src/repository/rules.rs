@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-use super::{Actor, NewSource, NewTenant, SourceChange};
+use super::{Actor, Beat, NewSource, NewTenant, Reseal, SourceChange};
 
 /// What serde_json reads back is nested 128 levels deep at most, the record around the settings included.
 const DEEPEST_SETTINGS: u32 = 100;
@@ -140,6 +140,30 @@ pub(super) fn sealed(text: &SealedText) -> Result<(), Error> {
         Err(invalid(
             "a credential is stored sealed (bp1.…), and this text is not; seal it with the keyring first",
         ))
+    }
+}
+
+/// Every new text, before any is stored.
+pub(super) fn reseal(batch: &[Reseal]) -> Result<(), Error> {
+    batch.iter().try_for_each(|one| {
+        // What was read is compared alone, but could not even be asked about.
+        no_nul(one.before.as_str())?;
+        sealed(&one.after)
+    })
+}
+
+pub(super) fn beat(beat: &Beat) -> Result<(), Error> {
+    if beat.service.trim().is_empty() {
+        return Err(invalid(
+            "a beat names the service that the instance is a process of",
+        ));
+    }
+    no_nul(&beat.service)?;
+    let mut ids: Vec<_> = beat.keys.iter().map(|key| key.id).collect();
+    ids.sort_unstable();
+    match ids.windows(2).any(|pair| pair[0] == pair[1]) {
+        true => Err(invalid("a beat reports each key once")),
+        false => Ok(()),
     }
 }
 

@@ -82,6 +82,10 @@ id! {
     /// One life of a control plane; a restored or re-created one has another.
     Incarnation
 }
+id! {
+    /// One life of a process that routes; started again, it has another.
+    InstanceId
+}
 
 impl DataSourceId {
     /// The data source named `default`, whose address comes from the environment and not from the control plane.

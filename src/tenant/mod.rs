@@ -12,9 +12,10 @@ mod status;
 
 pub use counter::{CredentialVersion, Epoch, Seq, Version};
 pub use domain::{Domain, DomainError};
-pub use id::{DataSourceId, DatabaseId, IdError, Incarnation, TenantId};
+pub use id::{DataSourceId, DatabaseId, IdError, Incarnation, InstanceId, TenantId};
 pub use name::{TenantName, TenantRef};
 pub use placement::{Isolation, Placement, UnknownIsolation};
+pub(crate) use record::Counted;
 pub use record::{Resolved, Tenant, TenantRecord};
 pub use slug::{Slug, SlugError};
 pub use source::{

@@ -147,13 +147,24 @@ impl Tls {
 }
 
 /// Certificate authorities in PEM.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+///
+/// `Debug` prints no PEM: people paste bundles in which a private key follows the certificate.
+#[derive(Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CaCertificate {
     /// The text itself, stored with the data source.
     Pem(Arc<str>),
     /// A file on the machine that connects.
     File(PathBuf),
+}
+
+impl fmt::Debug for CaCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pem(_) => f.write_str("Pem(…)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
 }
 
 /// What is demanded of the encryption, in libpq's words.

@@ -1,4 +1,4 @@
-//! A repository and change log that fail when they are told to.
+//! A control plane that fails when it is told to: tenants, change log, instances.
 
 use std::{
     num::{NonZeroU32, NonZeroUsize},
@@ -11,8 +11,8 @@ use tokio::sync::watch;
 
 use crate::{
     error::{Error, ErrorKind},
-    repository::{ChangeHead, ChangeLog, Changes, Found, Page, TenantRepository},
-    tenant::{Seq, TenantId, TenantName, TenantRef},
+    repository::{Beat, ChangeHead, ChangeLog, Changes, Found, Instance, Instances, Page, TenantRepository},
+    tenant::{InstanceId, Seq, TenantId, TenantName, TenantRef},
 };
 
 /// Wraps a repository and lets a test decide what becomes of each call, and see what was asked.
@@ -21,8 +21,9 @@ use crate::{
 /// slow, refuses in a particular way, or answers only when the test says so. A test never sleeps for luck with it:
 /// [`FaultyRepository::reached`] waits until calls have come in, and held calls go on when the fault is changed.
 ///
-/// It is a [`TenantRepository`] if what it wraps is one, and a [`ChangeLog`] likewise. One wrapper for both is a control
-/// plane that fails as a whole; two, around two handles of one backend, fail apart and count apart:
+/// It is a [`TenantRepository`] if what it wraps is one, and [`ChangeLog`] and [`Instances`] likewise. One wrapper for
+/// all of them is a control plane that fails as a whole; several, around handles of one backend, fail apart and count
+/// apart:
 ///
 /// ```
 /// # use biplane::{repository::{ChangeLog, MemoryControl}, testing::faulty::{Fault, FaultyRepository}};
@@ -66,7 +67,8 @@ pub enum Fault {
         kind: ErrorKind,
     },
     /// It succeeds, and each outcome in its answer is a failure of this kind, which is how a backend reports
-    /// [`MalformedRecord`](ErrorKind::MalformedRecord). A [`ChangeLog`], whose answers have no outcomes, fails.
+    /// [`MalformedRecord`](ErrorKind::MalformedRecord). A call whose answer has no outcomes, of a [`ChangeLog`] or of
+    /// [`Instances`], fails.
     EachOutcome(ErrorKind),
     /// It waits this long on tokio's clock, which a test may have paused, and is then passed on. If the fault is changed
     /// before, it does at once what that says.
@@ -78,8 +80,8 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// The kinds of error that the Postgres backend has for a call of [`TenantRepository`] or [`ChangeLog`]: for a test
-    /// that goes through all of them.
+    /// The kinds of error that the Postgres backend has for a call of [`TenantRepository`], [`ChangeLog`] or
+    /// [`Instances`]: for a test that goes through all of them.
     pub const ERRORS: [ErrorKind; 5] = [
         ErrorKind::ControlPlaneUnavailable,
         ErrorKind::MissingPrivilege,
@@ -112,7 +114,7 @@ impl<R> FaultyRepository<R> {
         self.fault.send_replace(fault);
     }
 
-    /// How many calls have begun, of whichever method.
+    /// How many calls have begun, of any method.
     #[must_use]
     pub fn calls(&self) -> usize {
         *self.calls.borrow()
@@ -235,20 +237,42 @@ impl<R: TenantRepository> TenantRepository for FaultyRepository<R> {
 #[deny(clippy::missing_trait_methods)]
 impl<R: ChangeLog> ChangeLog for FaultyRepository<R> {
     async fn head(&self) -> Result<ChangeHead, Error> {
-        let admitted = self.admit().await?.of_a_log()?;
+        let admitted = self.admit().await?.without_outcomes()?;
         let head = self.inner.head().await;
         self.release(admitted, head).await
     }
 
     async fn since(&self, after: Seq, limit: NonZeroU32) -> Result<Changes, Error> {
-        let admitted = self.admit().await?.of_a_log()?;
+        let admitted = self.admit().await?.without_outcomes()?;
         let changes = self.inner.since(after, limit).await;
         self.release(admitted, changes).await
     }
 }
 
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<R: Instances> Instances for FaultyRepository<R> {
+    async fn beat(&self, beat: &Beat) -> Result<(), Error> {
+        let admitted = self.admit().await?.without_outcomes()?;
+        let taken = self.inner.beat(beat).await;
+        self.release(admitted, taken).await
+    }
+
+    async fn leave(&self, instance: InstanceId) -> Result<(), Error> {
+        let admitted = self.admit().await?.without_outcomes()?;
+        let left = self.inner.leave(instance).await;
+        self.release(admitted, left).await
+    }
+
+    async fn instances(&self) -> Result<Vec<Instance>, Error> {
+        let admitted = self.admit().await?.without_outcomes()?;
+        let listed = self.inner.instances().await;
+        self.release(admitted, listed).await
+    }
+}
+
 impl Fault {
-    fn of_a_log(self) -> Result<Self, Error> {
+    fn without_outcomes(self) -> Result<Self, Error> {
         match self {
             Self::EachOutcome(kind) => Err(on_purpose(kind)),
             fault => Ok(fault),
@@ -372,7 +396,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_held_answer_of_a_log_is_of_the_moment_of_asking() {
+    async fn a_held_answer_without_outcomes_is_of_the_moment_of_asking() {
         let faulty = FaultyRepository::new(MemoryControl::new());
         let before = faulty.head().await.unwrap();
         faulty.set(Fault::HoldAnswer);

@@ -4,7 +4,7 @@
 //! With the features `testing` and `postgres`, ideally in `[dev-dependencies]` alone:
 //!
 //! - [`conformance`]: what every backend of the repository traits must do, as tests that you run on yours.
-//! - [`faulty`]: a repository and change log that are slow, down or wrong when a test tells them to.
+//! - [`faulty`]: a control plane that is slow, down or wrong when a test tells it to.
 //! - [`proxy`]: a TCP proxy in front of any server that delays, stalls, swallows, throttles, cuts, half-closes, resets and
 //!   refuses connections when a test tells it to.
 //! - [`MemoryKeyService`]: a key service that wraps keys in memory, and is slow, down or wrong when a test tells it to.

@@ -11,11 +11,15 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use biplane::{
     plane::{ControlDb, ControlOptions, RoleName},
-    repository::{ChangeLog, ControlSchema, Grants, PgTenantAdmin, PgTenants, TenantAdmin, TenantRepository},
+    repository::{
+        ChangeLog, ControlSchema, CredentialStore, Grants, Instances, PgTenantAdmin, PgTenants, TenantAdmin,
+        TenantRepository,
+    },
     secret::Credential,
     tenant::{TenantId, TenantRecord},
     testing::{
@@ -199,11 +203,30 @@ impl Backend for Postgres {
         Arc::new(self.pg_tenants())
     }
 
+    fn credentials(&self) -> Arc<dyn CredentialStore> {
+        Arc::new(self.pg_admin())
+    }
+
+    fn instances(&self) -> Arc<dyn Instances> {
+        Arc::new(self.pg_tenants())
+    }
+
+    async fn pass(&self, time: Duration) {
+        let time = format!("interval '{} microseconds'", time.as_micros());
+        run(
+            &mut owner(&self.database).await,
+            format!(
+                "update biplane_control.instance set started_at = started_at - {time},
+                    seen_at = seen_at - {time}, steady_since = steady_since - {time};
+                 update biplane_control.instance_key set used_at = used_at - {time}"
+            ),
+        )
+        .await
+        .unwrap();
+    }
+
     async fn prune(&self) {
-        self.pg_admin()
-            .prune_changes(std::time::Duration::ZERO)
-            .await
-            .unwrap();
+        self.pg_admin().prune_changes(Duration::ZERO).await.unwrap();
     }
 }
 

@@ -10,12 +10,13 @@ use std::{
 use biplane::{
     error::{Error, ErrorKind},
     repository::{
-        Actor, AuditEntry, ChangeHead, ChangeKind, ChangeLog, Changes, CredentialSlot, Found, MemoryControl,
-        NewSource, NewTenant, Page, SourceChange, TenantAdmin, TenantRepository,
+        Actor, AuditEntry, Beat, ChangeHead, ChangeKind, ChangeLog, Changes, CredentialPlace, CredentialSlot,
+        CredentialStore, Found, Instance, Instances, KeyReport, MemoryControl, NewSource, NewTenant, Page,
+        Reseal, ResealOutcome, SealedCredential, SourceChange, TenantAdmin, TenantRepository,
     },
     tenant::{
-        CredentialVersion, DataSource, DataSourceId, Domain, Isolation, Role, SealedText, Seq, Slug, Tenant,
-        TenantId, TenantRecord, TenantRef, TenantStatus, Version,
+        CredentialVersion, DataSource, DataSourceId, Domain, InstanceId, Isolation, Role, SealedText, Seq,
+        Slug, Tenant, TenantId, TenantRecord, TenantRef, TenantStatus, Version,
     },
     testing::conformance::{Backend, ReadBackend, async_trait, seed_through},
 };
@@ -44,6 +45,14 @@ pub(crate) enum How {
     NewestChangesFirst,
     TruncationIsSilent,
     SettingsAreNotLogged,
+    ResealsAreChanges,
+    ResealsAnswerInAnyOrder,
+    ResealsWinOverChanges,
+    PagesGoBySource,
+    LeavingIsIgnored,
+    OldKeysStay,
+    KeysAreNeverIdle,
+    SilenceIsNotCounted,
 }
 
 #[derive(Clone, Debug)]
@@ -341,6 +350,104 @@ impl TenantAdmin for Wrong {
 }
 
 #[async_trait]
+impl CredentialStore for Wrong {
+    async fn sealed_credentials(
+        &self,
+        after: Option<CredentialPlace>,
+        limit: NonZeroU32,
+    ) -> Result<Vec<SealedCredential>, Error> {
+        let mut page = self.inner.sealed_credentials(after, limit).await?;
+        if let (How::PagesGoBySource, Some(after)) = (self.how, after) {
+            page = self.inner.sealed_credentials(None, NonZeroU32::MAX).await?;
+            page.retain(|held| held.place.source > after.source);
+            page.truncate(limit.get() as usize);
+        }
+        Ok(page)
+    }
+
+    async fn reseal_credentials(&self, by: &Actor, batch: &[Reseal]) -> Result<Vec<ResealOutcome>, Error> {
+        let all = self.inner.sealed_credentials(None, NonZeroU32::MAX).await?;
+        let held = |place| all.iter().find(|held| held.place == place);
+        match self.how {
+            How::ResealsWinOverChanges => {
+                let mut batch = batch.to_vec();
+                for one in &mut batch {
+                    if let Some(held) = held(one.place) {
+                        one.before = held.sealed.clone();
+                    }
+                }
+                self.inner.reseal_credentials(by, &batch).await
+            }
+            How::ResealsAreChanges => {
+                let mut outcomes = Vec::new();
+                for one in batch {
+                    let CredentialPlace {
+                        source, role, slot, ..
+                    } = one.place;
+                    outcomes.push(match held(one.place) {
+                        Some(held) if held.sealed == one.before => {
+                            let expected = Some(held.version);
+                            let after = one.after.clone();
+                            self.inner
+                                .set_credential(by, source, role, slot, expected, after)
+                                .await?;
+                            ResealOutcome::Replaced
+                        }
+                        _ => ResealOutcome::Changed,
+                    });
+                }
+                Ok(outcomes)
+            }
+            _ => {
+                let mut outcomes = self.inner.reseal_credentials(by, batch).await?;
+                if self.how == How::ResealsAnswerInAnyOrder {
+                    outcomes.reverse();
+                }
+                Ok(outcomes)
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Instances for Wrong {
+    async fn beat(&self, beat: &Beat) -> Result<(), Error> {
+        let mut beat = beat.clone();
+        if self.how == How::OldKeysStay {
+            let known = self.inner.instances().await?;
+            let known = known.iter().filter(|known| known.id == beat.id);
+            let old: Vec<KeyReport> = known
+                .flat_map(|known| &known.keys)
+                .map(|key| key.report)
+                .collect();
+            let new: HashSet<_> = beat.keys.iter().map(|key| key.id).collect();
+            beat.keys
+                .extend(old.into_iter().filter(|old| !new.contains(&old.id)));
+        }
+        self.inner.beat(&beat).await
+    }
+
+    async fn leave(&self, instance: InstanceId) -> Result<(), Error> {
+        match self.how {
+            How::LeavingIsIgnored => Ok(()),
+            _ => self.inner.leave(instance).await,
+        }
+    }
+
+    async fn instances(&self) -> Result<Vec<Instance>, Error> {
+        let mut listed = self.inner.instances().await?;
+        for instance in &mut listed {
+            match self.how {
+                How::KeysAreNeverIdle => instance.keys.iter_mut().for_each(|key| key.idle = Duration::ZERO),
+                How::SilenceIsNotCounted => instance.silent = Duration::ZERO,
+                _ => {}
+            }
+        }
+        Ok(listed)
+    }
+}
+
+#[async_trait]
 impl ReadBackend for Wrong {
     fn tenants(&self) -> Arc<dyn TenantRepository> {
         Arc::new(self.clone())
@@ -363,6 +470,18 @@ impl Backend for Wrong {
 
     fn changes(&self) -> Arc<dyn ChangeLog> {
         Arc::new(self.clone())
+    }
+
+    fn credentials(&self) -> Arc<dyn CredentialStore> {
+        Arc::new(self.clone())
+    }
+
+    fn instances(&self) -> Arc<dyn Instances> {
+        Arc::new(self.clone())
+    }
+
+    async fn pass(&self, time: Duration) {
+        self.inner.advance(time);
     }
 
     async fn prune(&self) {

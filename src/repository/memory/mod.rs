@@ -1,5 +1,6 @@
 //! The control plane in the memory of one process, under the same rules as in Postgres.
 
+mod instances;
 mod state;
 
 use std::{
@@ -14,14 +15,15 @@ use async_trait::async_trait;
 use crate::{
     error::Error,
     tenant::{
-        CredentialVersion, DataSource, DataSourceId, Domain, Incarnation, Isolation, Role, SealedText, Seq,
-        Slug, Tenant, TenantId, TenantRef, TenantStatus, Version,
+        CredentialVersion, DataSource, DataSourceId, Domain, Incarnation, InstanceId, Isolation, Role,
+        SealedText, Seq, Slug, Tenant, TenantId, TenantRef, TenantStatus, Version,
     },
 };
 
 use super::{
-    Actor, AuditEntry, ChangeHead, ChangeLog, Changes, CredentialSlot, Found, NewSource, NewTenant, Page,
-    SourceChange, TenantAdmin, TenantRepository,
+    Actor, AuditEntry, Beat, ChangeHead, ChangeLog, Changes, CredentialPlace, CredentialSlot,
+    CredentialStore, Found, Instance, Instances, NewSource, NewTenant, Page, Reseal, ResealOutcome,
+    SealedCredential, SourceChange, TenantAdmin, TenantRepository,
     rules::{self, Edit},
 };
 use state::State;
@@ -75,6 +77,12 @@ impl MemoryControl {
         self.with(State::renew_incarnation)
     }
 
+    /// Moves the clock of this control plane on, for tests of what is old or has been silent. Otherwise it goes as the
+    /// system's does.
+    pub fn advance(&self, by: Duration) {
+        self.with(|state| state.advance(by));
+    }
+
     /// The lock is never held across an await. A poisoned one is used on, because every change is checked whole before
     /// anything is written.
     fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
@@ -123,6 +131,41 @@ impl ChangeLog for MemoryControl {
 
     async fn since(&self, after: Seq, limit: NonZeroU32) -> Result<Changes, Error> {
         Ok(self.with(|state| state.since(after, limit)))
+    }
+}
+
+#[async_trait]
+impl Instances for MemoryControl {
+    async fn beat(&self, beat: &Beat) -> Result<(), Error> {
+        rules::beat(beat)?;
+        self.with(|state| state.beat(beat));
+        Ok(())
+    }
+
+    async fn leave(&self, instance: InstanceId) -> Result<(), Error> {
+        self.with(|state| state.leave(instance));
+        Ok(())
+    }
+
+    async fn instances(&self) -> Result<Vec<Instance>, Error> {
+        Ok(self.with(|state| state.instances()))
+    }
+}
+
+#[async_trait]
+impl CredentialStore for MemoryControl {
+    async fn sealed_credentials(
+        &self,
+        after: Option<CredentialPlace>,
+        limit: NonZeroU32,
+    ) -> Result<Vec<SealedCredential>, Error> {
+        Ok(self.with(|state| state.sealed_credentials(after, limit)))
+    }
+
+    async fn reseal_credentials(&self, by: &Actor, batch: &[Reseal]) -> Result<Vec<ResealOutcome>, Error> {
+        rules::actor(by)?;
+        rules::reseal(batch)?;
+        Ok(self.with(|state| batch.iter().map(|one| state.reseal(by, one)).collect()))
     }
 }
 

@@ -15,20 +15,25 @@ use uuid::Uuid;
 use crate::{
     error::{Error, ErrorKind},
     tenant::{
-        CredentialVersion, DataSource, DataSourceId, Domain, Incarnation, Isolation, Location, Placement,
-        Resolved, Role, RoleCredentials, SealedText, Seq, Slug, StoredCredential, Tenant, TenantId,
-        TenantRecord, TenantRef, TenantStatus, Version,
+        CredentialVersion, DataSource, DataSourceId, Domain, Incarnation, InstanceId, Isolation, Location,
+        Placement, Resolved, Role, RoleCredentials, SealedText, Seq, Slug, StoredCredential, Tenant,
+        TenantId, TenantRecord, TenantRef, TenantStatus, Version,
     },
 };
 
 use super::super::{
-    Actor, AuditEntry, Change, ChangeHead, ChangeKind, Changes, CredentialSlot, Found, NewSource, NewTenant,
-    Page, PageItem, SourceChange, Subject,
+    Actor, AuditEntry, Beat, Change, ChangeHead, ChangeKind, Changes, CredentialPlace, CredentialSlot, Found,
+    Instance, NewSource, NewTenant, Page, PageItem, Reseal, ResealOutcome, SealedCredential, SourceChange,
+    Subject,
     facts::{differences, source_facts, tenant_facts},
     rules::{self, Edit},
 };
+use super::instances::Presence;
 
 pub(super) struct State {
+    /// How far the clock of this control plane is before the system's.
+    ahead: Duration,
+    presence: Presence,
     incarnation: Incarnation,
     seq: Seq,
     pruned_through: Seq,
@@ -60,6 +65,8 @@ struct Name {
 impl State {
     pub(super) fn new() -> Self {
         let mut state = Self {
+            ahead: Duration::ZERO,
+            presence: Presence::default(),
             incarnation: Incarnation::from_uuid(Uuid::new_v4()),
             seq: Seq::ZERO,
             pruned_through: Seq::ZERO,
@@ -73,6 +80,27 @@ impl State {
         let default = DataSource::new(DataSourceId::DEFAULT, "default", Location::Environment);
         state.insert_source(&Actor::new("biplane", "installation"), default);
         state
+    }
+
+    pub(super) fn advance(&mut self, by: Duration) {
+        self.ahead = self.ahead.saturating_add(by);
+    }
+
+    fn now(&self) -> SystemTime {
+        let now = SystemTime::now();
+        now.checked_add(self.ahead).unwrap_or(now)
+    }
+
+    pub(super) fn beat(&mut self, beat: &Beat) {
+        self.presence.beat(self.now(), beat);
+    }
+
+    pub(super) fn leave(&mut self, instance: InstanceId) {
+        self.presence.leave(instance);
+    }
+
+    pub(super) fn instances(&self) -> Vec<Instance> {
+        self.presence.list(self.now())
     }
 
     pub(super) fn tenant_count(&self) -> usize {
@@ -140,7 +168,7 @@ impl State {
     }
 
     pub(super) fn prune(&mut self, keep: Duration) -> u64 {
-        let now = SystemTime::now();
+        let now = self.now();
         let old = |change: &Change| now.duration_since(change.at).is_ok_and(|age| age >= keep);
         let mut removed = 0;
         while let Some(change) = self.changes.pop_front_if(|change| old(change)) {
@@ -253,6 +281,66 @@ impl State {
         Ok(version)
     }
 
+    pub(super) fn sealed_credentials(
+        &self,
+        after: Option<CredentialPlace>,
+        limit: NonZeroU32,
+    ) -> Vec<SealedCredential> {
+        let begin = after.map_or(DataSourceId::from_uuid(Uuid::nil()), |place| place.source);
+        let mut page = Vec::new();
+        for (id, source) in self.sources.range(begin..) {
+            let mut held: Vec<SealedCredential> = Vec::new();
+            for (role, credentials) in &source.record.credentials {
+                let current = (CredentialSlot::Current, Some(&credentials.current));
+                let next = (CredentialSlot::Next, credentials.next.as_ref());
+                for (slot, stored) in [current, next] {
+                    let place = CredentialPlace::new(*id, *role, slot);
+                    held.extend(stored.filter(|_| Some(place) > after).map(|stored| {
+                        let name = Arc::clone(&source.record.name);
+                        SealedCredential::new(place, name, stored.version, stored.sealed.clone())
+                    }));
+                }
+            }
+            held.sort_unstable_by_key(|credential| credential.place);
+            page.append(&mut held);
+            if page.len() >= usize::try_from(limit.get()).unwrap_or(usize::MAX) {
+                break;
+            }
+        }
+        page.truncate(usize::try_from(limit.get()).unwrap_or(usize::MAX));
+        page
+    }
+
+    pub(super) fn reseal(&mut self, by: &Actor, one: &Reseal) -> ResealOutcome {
+        let CredentialPlace {
+            source: id,
+            role,
+            slot,
+        } = one.place;
+        let Some(source) = self.sources.get_mut(&id) else {
+            return ResealOutcome::Changed;
+        };
+        let mut record = DataSource::clone(&source.record);
+        let held = record.credentials.get_mut(&role).and_then(|known| match slot {
+            CredentialSlot::Current => Some(&mut known.current),
+            CredentialSlot::Next => known.next.as_mut(),
+        });
+        let Some(held) = held.filter(|held| held.sealed == one.before) else {
+            return ResealOutcome::Changed;
+        };
+        if one.before == one.after {
+            return ResealOutcome::Replaced;
+        }
+        held.sealed = one.after.clone();
+        record.version = record.version.next();
+        source.record = Arc::new(record);
+        let key = |text: &SealedText| text.as_str().split('.').nth(1).unwrap_or_default().to_owned();
+        let fact = format!("credential.{role}.{}.key", slot.as_str());
+        let changed = json!({ fact: { "before": key(&one.before), "after": key(&one.after) } });
+        self.log(by, Subject::Source(id), &[ChangeKind::Credential], changed);
+        ResealOutcome::Replaced
+    }
+
     pub(super) fn create(&mut self, by: &Actor, new: NewTenant) -> Result<Tenant, Error> {
         if self.tenants.contains_key(&new.id) {
             return Err(ErrorKind::AlreadyExists.into());
@@ -363,7 +451,7 @@ impl State {
     }
 
     fn log(&mut self, by: &Actor, subject: Subject, kinds: &[ChangeKind], changed: Value) {
-        let at = SystemTime::now();
+        let at = self.now();
         self.audit.push(AuditEntry::new(at, by.clone(), subject, changed));
         for kind in kinds {
             self.seq = self.seq.next();

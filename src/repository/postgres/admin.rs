@@ -79,7 +79,7 @@ const AUDIT: &str = "
 /// all changes wait for each other for a moment, which is what makes the change log complete.
 #[derive(Clone, Debug)]
 pub struct PgTenantAdmin {
-    control: ControlDb,
+    pub(super) control: ControlDb,
 }
 
 impl PgTenantAdmin {
@@ -110,7 +110,8 @@ impl PgTenantAdmin {
         Ok(removed.unsigned_abs())
     }
 
-    async fn begin(&self, by: &Actor) -> Result<Tx<ControlPlane>, Error> {
+    /// A transaction that says who and why.
+    pub(super) async fn begin(&self, by: &Actor) -> Result<Tx<ControlPlane>, Error> {
         let options = TxOptions::new().isolation(IsolationLevel::ReadCommitted);
         let mut tx = self.control.begin_with(options).await.map_err(failed)?;
         let said = sqlx::query(WHO)

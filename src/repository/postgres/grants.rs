@@ -9,9 +9,10 @@ use crate::plane::RoleName;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Grants {
-    /// Routers: read, and nothing else. The audit is not theirs to read.
+    /// Routers: read, and say that they live and which keys they have. The audit is not theirs to read.
     pub router: Option<RoleName>,
-    /// Whoever adds tenants and changes them. Names, change log and audit are written by triggers alone.
+    /// Whoever adds tenants and changes them, seals credentials anew, and says which instances are dead. Names, change
+    /// log and audit are written by triggers alone.
     pub admin: Option<RoleName>,
 }
 
@@ -60,7 +61,9 @@ impl Grants {
                 &[
                     "select on biplane_control.migration, biplane_control.meta, biplane_control.data_source, \
                      biplane_control.tenant, biplane_control.tenant_name, biplane_control.credential, \
-                     biplane_control.change, biplane_control.instance",
+                     biplane_control.change, biplane_control.instance, biplane_control.instance_key",
+                    "execute on function biplane_control.beat(uuid, text, bigint, jsonb), \
+                     biplane_control.leave(uuid)",
                 ],
             );
         }
@@ -71,7 +74,9 @@ impl Grants {
                     "select on all tables in schema biplane_control",
                     "insert, update on biplane_control.data_source, biplane_control.tenant, \
                      biplane_control.credential",
-                    "execute on function biplane_control.prune_changes(interval)",
+                    "execute on function biplane_control.prune_changes(interval), \
+                     biplane_control.reseal_credentials(uuid[], text[], text[], text[], text[]), \
+                     biplane_control.leave(uuid)",
                 ],
             );
         }

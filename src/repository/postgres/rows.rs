@@ -3,12 +3,13 @@
 //! They are parsed here and not by the database driver, so that one value that nobody can understand is an error of its
 //! own row and not of the whole query.
 
-use std::{collections::BTreeMap, str::FromStr, sync::Arc};
+use std::{collections::BTreeMap, str::FromStr, sync::Arc, time::Duration};
 
 use serde_json::Value;
 
 use crate::{
     error::{Error, ErrorKind},
+    repository::{InstanceKey, KeyReport},
     tenant::{
         CaCertificate, CredentialVersion, DataSource, DataSourceId, DatabaseId, Domain, Endpoint, Epoch,
         Location, Placement, PoolSettings, Pooler, Role, RoleCredentials, SealedText, Server, Slug,
@@ -59,6 +60,23 @@ pub(super) fn parse_source(row: &Value) -> Result<DataSource, Error> {
     })?;
     source.credentials = parse_credentials(row.value("credentials")?)?;
     Ok(source)
+}
+
+/// Reads rows of `instance_key` that have the microseconds since their use in `idle`.
+pub(super) fn parse_instance_keys(rows: &Value) -> Result<Vec<InstanceKey>, Error> {
+    let rows = rows.as_array().ok_or_else(|| malformed("keys"))?;
+    let key = |row| {
+        let row = Row(row);
+        let report = KeyReport::new(row.parsed("key_id")?, row.parsed("state")?)
+            .opens(row.count("opens")?)
+            .seals(row.count("seals")?)
+            .refused(row.count("refused")?);
+        // Below nothing, when the server's clock was put back.
+        let idle = row.value("idle")?.as_i64().ok_or_else(|| malformed("used_at"))?;
+        let idle = Duration::from_micros(u64::try_from(idle).unwrap_or_default());
+        Ok(InstanceKey::new(report, idle))
+    };
+    rows.iter().map(key).collect()
 }
 
 fn parse_credentials(rows: &Value) -> Result<BTreeMap<Role, RoleCredentials>, Error> {
@@ -167,12 +185,18 @@ impl<'a> Row<'a> {
             .ok_or_else(|| malformed(column))
     }
 
+    fn count(self, column: &'static str) -> Result<u64, Error> {
+        self.value(column)?.as_u64().ok_or_else(|| malformed(column))
+    }
+
     /// Counters begin at 1.
     fn counter(self, column: &'static str) -> Result<u64, Error> {
-        let number = self.value(column)?.as_u64();
-        number
-            .filter(|number| *number > 0)
-            .ok_or_else(|| malformed(column))
+        let number = self.count(column)?;
+        if number > 0 {
+            Ok(number)
+        } else {
+            Err(malformed(column))
+        }
     }
 
     fn optional<T>(

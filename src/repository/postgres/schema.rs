@@ -30,7 +30,8 @@ revoke all on all functions in schema biplane_control from public;
 /// Triggers must see what others have just committed, whatever the server's default is.
 const LEVEL: &str = "begin isolation level read committed";
 
-/// The schema of the control plane: data sources, tenants, names, sealed credentials, change log, audit.
+/// The schema of the control plane: data sources, tenants, names, sealed credentials, change log, audit, and which
+/// processes live.
 ///
 /// It lives in the user's own Postgres, 13 or newer, in a schema of its own beside whatever is there. Its tables may be
 /// written by hand: triggers keep versions, names, audit and change log, and refuse what must never be. The header of
@@ -42,6 +43,14 @@ const LEVEL: &str = "begin isolation level read committed";
 /// where the restore left out privileges. Then begin another life of the control plane, as the owner:
 /// `update biplane_control.meta set incarnation = gen_random_uuid()`. Versions and positions in the change log may have
 /// fallen, and by the new incarnation readers know to accept that once.
+///
+/// Which processes live is in a backup too, and means nothing there: rows of another day are forgotten with the first beat
+/// after the restore.
+///
+/// # By hand
+/// A key rotation seals credentials anew with `biplane_control.reseal_credentials(…)`, which keeps their versions; a plain
+/// `update` of a sealed value raises the version, as for another login. `select biplane_control.leave('…')` takes a process
+/// that is known to be dead off the list of those that a key has to reach.
 ///
 /// # What waits
 /// Commits of changes wait for each other, also for one that another session has prepared (`prepare transaction`, which

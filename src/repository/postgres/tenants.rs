@@ -48,13 +48,14 @@ const CHANGES: &str = "
     ) as change on true
     order by change.seq";
 
-/// Tenants and changes in the schema [`biplane_control`](super::ControlSchema). Reads only, with the grants of a router.
+/// Tenants and changes in the schema [`biplane_control`](super::ControlSchema). With the grants of a router it reads, and
+/// says that its process lives ([`Instances`](crate::repository::Instances)).
 ///
-/// Each call is one query, so what it answers is of one moment, however many names it has. Rows are taken apart here: one
+/// Each reading call is one query, so what it answers is of one moment, however many names it has. Rows are taken apart here: one
 /// that cannot be understood is an error of its own names alone.
 #[derive(Clone, Debug)]
 pub struct PgTenants {
-    control: ControlDb,
+    pub(super) control: ControlDb,
 }
 
 impl PgTenants {

@@ -1,12 +1,14 @@
 //! What a backend under test offers.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
 use super::support::by;
 use crate::{
-    repository::{ChangeLog, NewSource, NewTenant, TenantAdmin, TenantRepository},
+    repository::{
+        ChangeLog, CredentialStore, Instances, NewSource, NewTenant, TenantAdmin, TenantRepository,
+    },
     tenant::{DataSource, Tenant, TenantId, TenantRecord, TenantStatus},
 };
 
@@ -37,7 +39,7 @@ pub trait ReadBackend: Debug + Send + Sync + 'static {
     async fn spoil(&self, tenant: TenantId);
 }
 
-/// A control plane that can be written and followed as well.
+/// A control plane that can be written and followed as well, and knows who lives.
 #[async_trait]
 pub trait Backend: ReadBackend {
     /// The writing trait under test.
@@ -45,6 +47,22 @@ pub trait Backend: ReadBackend {
 
     /// The change log under test.
     fn changes(&self) -> Arc<dyn ChangeLog>;
+
+    /// The store of sealed credentials under test.
+    fn credentials(&self) -> Arc<dyn CredentialStore>;
+
+    /// The presence of instances under test.
+    fn instances(&self) -> Arc<dyn Instances>;
+
+    /// Lets time pass by the control plane's clock, as far as instances and their keys go: moves the clock on, or what it
+    /// has written back.
+    ///
+    /// # Panics
+    /// When it cannot.
+    ///
+    /// # Cancel safety
+    /// Not needed: the suite does not cancel it.
+    async fn pass(&self, time: Duration);
 
     /// Removes all history from the change log.
     ///

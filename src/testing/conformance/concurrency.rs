@@ -15,11 +15,13 @@ use tokio::{sync::Barrier, task::JoinSet};
 
 use super::{
     Backend,
-    support::{World, at_most, by, domain, find_one, new_tenant, sealed, slug},
+    support::{NEW_KEY, World, at_most, by, domain, find_one, new_tenant, sealed, sealed_under, slug},
 };
 use crate::{
     error::{Error, ErrorKind},
-    repository::{Change, ChangeLog, CredentialSlot, NewTenant, Subject},
+    repository::{
+        Change, ChangeLog, CredentialPlace, CredentialSlot, NewTenant, Reseal, ResealOutcome, Subject,
+    },
     tenant::{Isolation, Role, Seq, TenantId, TenantRef, TenantStatus},
 };
 
@@ -164,6 +166,97 @@ pub async fn of_rivals_for_a_credential_one_wins(backend: &dyn Backend) {
         let source = source.expect("it exists");
         assert_eq!(source.credentials[&Role::App].current.version, version);
         expected = Some(version);
+    }
+}
+
+/// Of many workers that seal the same credentials anew, in whatever order, one replaces each, and none fails.
+pub async fn of_workers_that_reseal_one_replaces_each(backend: &dyn Backend) {
+    let world = World::of(backend);
+    let mut places = Vec::new();
+    for n in 0..4 {
+        let source = world.source(&format!("source-{n}")).await;
+        places.push(CredentialPlace::new(source, Role::App, CredentialSlot::Current));
+        world
+            .admin
+            .set_credential(
+                &by(),
+                source,
+                Role::App,
+                CredentialSlot::Current,
+                None,
+                sealed('a'),
+            )
+            .await
+            .expect("a sealed value is accepted");
+    }
+    let results = race(|n| {
+        let store = Arc::clone(&world.credentials);
+        let anew = |place: &CredentialPlace| Reseal::new(*place, sealed('a'), sealed_under(NEW_KEY, 'z'));
+        let mut batch: Vec<Reseal> = places.iter().map(anew).collect();
+        if n % 2 == 1 {
+            batch.reverse();
+        }
+        async move {
+            let outcomes = store.reseal_credentials(&by(), &batch).await?;
+            Ok(batch
+                .into_iter()
+                .zip(outcomes)
+                .map(|(one, outcome)| (one.place, outcome))
+                .collect::<Vec<_>>())
+        }
+    })
+    .await;
+    let outcomes: Vec<_> = results
+        .into_iter()
+        .flat_map(|result| result.expect("no worker fails"))
+        .collect();
+    assert_eq!(outcomes.len(), RIVALS * places.len());
+    for place in places {
+        let won = (place, ResealOutcome::Replaced);
+        assert_eq!(outcomes.iter().filter(|outcome| **outcome == won).count(), 1);
+    }
+}
+
+/// Whoever stores another credential while the old one is sealed anew gets a version above, and the new login stays: a
+/// reseal never puts the old one back, and the writer never fails for it but by the version.
+pub async fn no_reseal_undoes_a_change(backend: &dyn Backend) {
+    let world = World::of(backend);
+    for round in 0..6 {
+        let source = world.source(&format!("source-{round}")).await;
+        let place = CredentialPlace::new(source, Role::App, CredentialSlot::Current);
+        let set = |expected, mark| {
+            let admin = Arc::clone(&world.admin);
+            async move {
+                admin
+                    .set_credential(&by(), source, place.role, place.slot, expected, sealed(mark))
+                    .await
+            }
+        };
+        let first = set(None, 'a').await.expect("a sealed value is accepted");
+        let results = race(|n| {
+            let store = Arc::clone(&world.credentials);
+            let set = set(Some(first), 'n');
+            async move {
+                if n == 0 {
+                    return set.await.map(|_| None);
+                }
+                let anew = Reseal::new(place, sealed('a'), sealed_under(NEW_KEY, 'z'));
+                let outcomes = store.reseal_credentials(&by(), &[anew]).await?;
+                Ok(outcomes.first().copied())
+            }
+        })
+        .await;
+        let mut replaced = 0;
+        for result in results {
+            // A reseal keeps the version that the writer expects, so that nobody is in anybody's way.
+            let outcome = result.expect("nobody fails");
+            replaced += usize::from(outcome == Some(ResealOutcome::Replaced));
+        }
+        assert!(replaced <= 1);
+        let held = world.credentials.sealed_credentials(None, at_most(100)).await;
+        let held = held.expect("it answers");
+        let held = held.iter().find(|held| held.place == place).expect("it is there");
+        assert_eq!((&held.sealed, held.version), (&sealed('n'), first.next()));
     }
 }
 

@@ -95,6 +95,24 @@ macro_rules! repository_conformance {
                 plaintext_is_refused,
                 a_credential_needs_its_place,
                 the_audit_has_versions_only,
+                a_resealed_credential_keeps_its_version,
+                a_reseal_raises_the_version_of_the_source,
+                a_reseal_leaves_what_was_changed_meanwhile,
+                a_reseal_that_cannot_be_changes_nothing,
+                a_reseal_is_audited_by_key_and_logged,
+                pages_of_sealed_credentials_have_each_one_once,
+            ]);
+            $crate::__conformance!(Backend, $start, instances: [
+                a_beat_is_listed_as_it_was_given,
+                each_beat_replaces_the_one_before,
+                silence_ends_with_a_beat,
+                a_gap_between_beats_ends_the_steady_time,
+                a_key_is_idle_since_its_last_use,
+                who_leaves_is_gone,
+                who_is_silent_for_a_day_is_forgotten,
+                a_beat_that_cannot_be_is_refused,
+                presence_leaves_no_trace,
+                many_beat_at_once,
             ]);
             $crate::__conformance!(Backend, $start, changes: [
                 each_change_is_logged_by_kind,
@@ -111,6 +129,8 @@ macro_rules! repository_conformance {
                 of_rivals_for_a_domain_one_gets_it,
                 of_rivals_for_a_database_one_gets_it,
                 of_rivals_for_a_credential_one_wins,
+                of_workers_that_reseal_one_replaces_each,
+                no_reseal_undoes_a_change,
                 a_reader_misses_nothing_while_many_write,
                 a_record_is_of_one_moment,
             ]);
@@ -152,6 +172,7 @@ mod tests {
             ("names", include_str!("names.rs")),
             ("sources", include_str!("sources.rs")),
             ("credentials", include_str!("credentials.rs")),
+            ("instances", include_str!("instances.rs")),
             ("changes", include_str!("changes.rs")),
             ("concurrency", include_str!("concurrency.rs")),
         ] {

@@ -5,13 +5,13 @@
 //!
 //! - [`reading_conformance!`](crate::reading_conformance) for a
 //!   [`TenantRepository`](crate::repository::TenantRepository) over tables of your own; implement [`ReadBackend`].
-//! - [`repository_conformance!`](crate::repository_conformance) for a whole control plane that also writes and keeps a
-//!   change log; implement [`Backend`] as well.
+//! - [`repository_conformance!`](crate::repository_conformance) for a whole control plane that also writes, keeps a
+//!   change log and knows who lives; implement [`Backend`] as well.
 //!
 //! ```
-//! # use std::sync::Arc;
+//! # use std::{sync::Arc, time::Duration};
 //! use biplane::{
-//!     repository::{ChangeLog, MemoryControl, TenantAdmin, TenantRepository},
+//!     repository::{ChangeLog, CredentialStore, Instances, MemoryControl, TenantAdmin, TenantRepository},
 //!     tenant::{TenantId, TenantRecord},
 //!     testing::conformance::{Backend, ReadBackend, async_trait, seed_through},
 //! };
@@ -40,8 +40,17 @@
 //!     fn changes(&self) -> Arc<dyn ChangeLog> {
 //!         Arc::new(self.0.clone())
 //!     }
+//!     fn credentials(&self) -> Arc<dyn CredentialStore> {
+//!         Arc::new(self.0.clone())
+//!     }
+//!     fn instances(&self) -> Arc<dyn Instances> {
+//!         Arc::new(self.0.clone())
+//!     }
 //!     async fn prune(&self) {
-//!         self.0.prune_changes(std::time::Duration::ZERO);
+//!         self.0.prune_changes(Duration::ZERO);
+//!     }
+//!     async fn pass(&self, time: Duration) {
+//!         self.0.advance(time);
 //!     }
 //! }
 //!
@@ -60,6 +69,7 @@ mod backend;
 pub mod changes;
 pub mod concurrency;
 pub mod credentials;
+pub mod instances;
 mod list;
 pub mod names;
 pub mod reading;

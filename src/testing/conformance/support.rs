@@ -7,13 +7,17 @@ use serde_json::json;
 use super::{Backend, ReadBackend, backend::way_to};
 use crate::{
     error::{Error, ErrorKind},
-    repository::{Actor, Found, NewSource, NewTenant, TenantAdmin, TenantRepository},
+    repository::{Actor, CredentialStore, Found, NewSource, NewTenant, TenantAdmin, TenantRepository},
     tenant::{
         CaCertificate, DataSource, DataSourceId, DatabaseId, Domain, Endpoint, Isolation, Location,
         Placement, PoolSettings, Pooler, SealedText, Server, Slug, Tenant, TenantId, TenantRecord, TenantRef,
         TenantStatus, Tls, TlsMode, Version,
     },
 };
+
+/// The key that [`sealed`] names.
+pub(super) const OLD_KEY: &str = "0123456789abcdef";
+pub(super) const NEW_KEY: &str = "fedcba9876543210";
 
 /// Runs a behaviour, and fails it when it has not ended after a minute: no behaviour here takes seconds, so one that
 /// does is stuck.
@@ -113,7 +117,12 @@ pub(super) fn at_most(limit: u32) -> NonZeroU32 {
 
 /// A text of the form that a sealed credential has, which opens nothing.
 pub(super) fn sealed(mark: char) -> SealedText {
-    SealedText::new(format!("bp1.0123456789abcdef.{}", mark.to_string().repeat(100)))
+    sealed_under(OLD_KEY, mark)
+}
+
+/// The same as if sealed under this key.
+pub(super) fn sealed_under(key: &str, mark: char) -> SealedText {
+    SealedText::new(format!("bp1.{key}.{}", mark.to_string().repeat(100)))
 }
 
 #[track_caller]
@@ -160,6 +169,7 @@ pub(super) async fn owner_of(
 /// Short ways to write, on a backend without tenants.
 pub(super) struct World {
     pub(super) admin: Arc<dyn TenantAdmin>,
+    pub(super) credentials: Arc<dyn CredentialStore>,
     pub(super) tenants: Arc<dyn TenantRepository>,
 }
 
@@ -167,6 +177,7 @@ impl World {
     pub(super) fn of(backend: &dyn Backend) -> Self {
         Self {
             admin: backend.admin(),
+            credentials: backend.credentials(),
             tenants: backend.tenants(),
         }
     }

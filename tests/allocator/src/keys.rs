@@ -14,8 +14,16 @@ const VARIABLE: &str = "ALLOCATOR_KEYRING";
 const FILE_VARIABLE: &str = "ALLOCATOR_KEYRING_FILE";
 
 pub(crate) fn set(variable: &str, value: impl AsRef<OsStr>) {
-    // SAFETY: this program has one thread.
-    unsafe { env::set_var(variable, value) };
+    #[inline(never)]
+    fn in_a_frame_of_its_own(variable: &str, value: &OsStr) {
+        // SAFETY: this program has one thread.
+        unsafe { env::set_var(variable, value) };
+    }
+
+    in_a_frame_of_its_own(variable, value.as_ref());
+    // The standard library puts the value on the stack on its way to the C library. It would be found in the padding of
+    // what is boxed next.
+    zeroize::zeroize_stack::<{ 16 * 1024 }>();
 }
 
 pub(crate) fn unset(variable: &str) {

@@ -15,7 +15,7 @@ mod passwords;
 mod scan;
 mod values;
 
-use std::process::ExitCode;
+use std::{hint::black_box, process::ExitCode};
 
 use aes::{Aes256Enc, cipher::KeyInit};
 use aes_gcm::Aes256Gcm;
@@ -128,11 +128,15 @@ fn unwiped_ciphers_are_seen(canaries: &Canaries) {
         left.found.iter().any(|(number, _)| numbers.contains(number))
     };
     let aes = scan::freed_by(|| {
-        drop(Box::new(ManuallyDrop::new(Aes256Enc::new(&KEY.into()))));
+        drop(black_box(Box::new(ManuallyDrop::new(Aes256Enc::new(
+            &KEY.into(),
+        )))));
     });
     let gcm = || {
         scan::freed_by(|| {
-            drop(Box::new(ManuallyDrop::new(Aes256Gcm::new(&OLD_KEY.into()))));
+            drop(black_box(Box::new(ManuallyDrop::new(Aes256Gcm::new(
+                &OLD_KEY.into(),
+            )))));
         })
     };
     let round_keys = seen(aes, "primary key: round keys") && seen(gcm(), "old key: round keys");

@@ -116,8 +116,8 @@ create unique index tenant_name_one_slug on biplane_control.tenant_name (tenant_
 -- Sealed credentials. A slot is empty when it has no row or `sealed` is null; rows stay, so that no version comes back.
 create table biplane_control.credential (
     data_source_id uuid not null constraint credential_data_source references biplane_control.data_source (id),
-    role text not null,
-    slot text not null,
+    role text collate "C" not null,
+    slot text collate "C" not null,
     version bigint not null default 1,
     sealed text,
     primary key (data_source_id, role, slot),
@@ -139,7 +139,7 @@ create table biplane_control.audit (
     tenant_id uuid,
     data_source_id uuid,
     kinds text[] not null,
-    -- `{"fact": {"before": …, "after": …}}`; credentials as versions only.
+    -- `{"fact": {"before": …, "after": …}}`; credentials as versions only, those that were sealed anew as key ids.
     changed jsonb not null check (jsonb_typeof(changed) = 'object'),
     constraint audit_subject check (num_nonnulls(tenant_id, data_source_id) = 1)
 );
@@ -157,13 +157,29 @@ create table biplane_control.change (
         ('created', 'names', 'status', 'placement', 'settings', 'address', 'credential', 'deleted'))
 );
 
--- The processes that route by this control plane. Nothing writes here yet.
+-- The processes that route by this control plane: written by `beat` and `leave` alone, every few seconds, so without
+-- audit, change log and notification. No index but the keys', so that a beat updates rows where they are.
 create table biplane_control.instance (
     id uuid primary key,
     service text not null check (service <> ''),
     started_at timestamptz not null default clock_timestamp(),
     seen_at timestamptz not null default clock_timestamp(),
+    -- Since when no two of its beats were more than a minute apart.
+    steady_since timestamptz not null default clock_timestamp(),
     applied_seq bigint not null default 0 check (applied_seq >= 0)
+);
+
+-- The keys that each of them has loaded, with what it has done with them since it started.
+create table biplane_control.instance_key (
+    instance_id uuid not null references biplane_control.instance (id) on delete cascade,
+    key_id text collate "C" not null check (key_id ~ '^[0-9a-f]{16}$'),
+    state text not null check (state in ('pending', 'primary', 'decrypt-only', 'disabled', 'destroyed')),
+    opens bigint not null check (opens >= 0),
+    seals bigint not null check (seals >= 0),
+    refused bigint not null check (refused >= 0),
+    -- When `opens` or `refused` was last seen to differ from the beat before, or the key was first reported.
+    used_at timestamptz not null default clock_timestamp(),
+    primary key (instance_id, key_id)
 );
 
 create function biplane_control.refuse() returns trigger
@@ -437,7 +453,10 @@ begin
     if new.version < old.version then
         raise exception using errcode = 'BC005', message = 'versions only rise';
     end if;
-    if new.sealed is distinct from old.sealed or new.version > old.version then
+    -- The same login under another key, says `reseal_credentials`: nobody has to connect anew for that.
+    if new.version > old.version
+        or new.sealed is distinct from old.sealed
+            and coalesce(current_setting('biplane.resealing', true), '') <> 'on' then
         new.version := greatest(new.version, highest + 1);
     end if;
     return new;
@@ -447,16 +466,21 @@ $function$;
 create function biplane_control.credential_changed() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
 declare
-    before bigint;
-    after bigint;
+    fact text := format('credential.%s.%s', new.role, new.slot);
+    before jsonb;
+    after jsonb := case when new.sealed is not null then to_jsonb(new.version) end;
 begin
     if tg_op = 'UPDATE' then
-        if new.version = old.version then
+        if new.version = old.version and new.sealed is not distinct from old.sealed then
             return null;
         end if;
-        before := case when old.sealed is not null then old.version end;
+        before := case when old.sealed is not null then to_jsonb(old.version) end;
+        if new.version = old.version then
+            fact := fact || '.key';
+            before := to_jsonb(split_part(old.sealed, '.', 2));
+            after := to_jsonb(split_part(new.sealed, '.', 2));
+        end if;
     end if;
-    after := case when new.sealed is not null then new.version end;
     if exists (
         select from biplane_control.credential as prepared
         where prepared.data_source_id = new.data_source_id and prepared.role = new.role
@@ -470,7 +494,7 @@ begin
     end if;
     update biplane_control.data_source set version = version + 1 where id = new.data_source_id;
     perform biplane_control.record(null, new.data_source_id, '{credential}', jsonb_build_object(
-        format('credential.%s.%s', new.role, new.slot), jsonb_build_object('before', before, 'after', after)));
+        fact, jsonb_build_object('before', before, 'after', after)));
     return null;
 end
 $function$;
@@ -517,6 +541,98 @@ begin
     get diagnostics removed = row_count;
     return removed;
 end
+$function$;
+
+-- Replaces sealed credentials by the same logins sealed under another key, each where the slot still holds `before`;
+-- says of each, in the order given, whether it did. What somebody else has changed, or is about to, stays. The versions
+-- of the credentials stay too, and those of their data sources rise, so that routers take up the new text.
+create function biplane_control.reseal_credentials(
+    source uuid[], role text[], slot text[], before text[], after text[]) returns boolean[]
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
+#variable_conflict use_column
+declare
+    wanted record;
+    outcomes boolean[] := '{}';
+    replaced boolean;
+begin
+    if (cardinality(reseal_credentials.source) = all (array[cardinality(reseal_credentials.role),
+            cardinality(reseal_credentials.slot), cardinality(reseal_credentials.before),
+            cardinality(reseal_credentials.after)])) is not true then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = 'the arrays of reseal_credentials have one length';
+    end if;
+    if array_position(reseal_credentials.after, null) is not null then
+        raise exception using errcode = 'check_violation', constraint = 'credential_sealed',
+            message = 'a credential is sealed anew, never emptied';
+    end if;
+    -- All at once and in one order, so that several of us do not wait for each other in a circle.
+    perform 1 from biplane_control.data_source as known
+    where known.id = any (reseal_credentials.source) order by known.id for no key update;
+    -- Whoever sets this by hand gets no more than this function gives.
+    perform set_config('biplane.resealing', 'on', true);
+    for wanted in
+        select * from unnest(reseal_credentials.source, reseal_credentials.role, reseal_credentials.slot,
+            reseal_credentials.before, reseal_credentials.after)
+            with ordinality as asked (source, role, slot, before, after, place) order by asked.place
+    loop
+        -- Who writes by hand holds this row while waiting for the data source that we hold: theirs is the change.
+        perform 1 from biplane_control.credential as held
+        where held.data_source_id = wanted.source and held.role = wanted.role and held.slot = wanted.slot
+            and held.sealed = wanted.before
+        for no key update skip locked;
+        replaced := found;
+        if replaced then
+            update biplane_control.credential as held set sealed = wanted.after
+            where held.data_source_id = wanted.source and held.role = wanted.role and held.slot = wanted.slot;
+        end if;
+        outcomes := outcomes || replaced;
+    end loop;
+    perform set_config('biplane.resealing', '', true);
+    return outcomes;
+end
+$function$;
+
+-- Says that an instance lives, how far it has followed the change log, and which keys it has:
+-- `[{"id": "…", "state": "primary", "opens": 0, "seals": 0, "refused": 0}]`, all of them each time. Who has been silent
+-- for a day is forgotten on the way. Nobody waits for anybody but for the end of what is about the same instance: the
+-- silent ones are taken in one order, and left to whoever has them already.
+create function biplane_control.beat(id uuid, service text, applied bigint, keys jsonb) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
+#variable_conflict use_column
+declare
+    heard timestamptz := clock_timestamp();
+begin
+    insert into biplane_control.instance as known (id, service, started_at, seen_at, steady_since, applied_seq)
+    values (beat.id, beat.service, heard, heard, heard, beat.applied)
+    on conflict (id) do update
+    set service = excluded.service, seen_at = excluded.seen_at, applied_seq = excluded.applied_seq,
+        steady_since = case when excluded.seen_at - known.seen_at <= interval '1 minute'
+            then known.steady_since else excluded.seen_at end;
+    delete from biplane_control.instance_key as held
+    where held.instance_id = beat.id
+        and held.key_id not in (select key ->> 'id' from jsonb_array_elements(beat.keys) as key);
+    insert into biplane_control.instance_key as held (instance_id, key_id, state, opens, seals, refused, used_at)
+    select beat.id, key.id, key.state, key.opens, key.seals, key.refused, heard
+    from jsonb_to_recordset(beat.keys) as key (id text, state text, opens bigint, seals bigint, refused bigint)
+    on conflict (instance_id, key_id) do update
+    set state = excluded.state, opens = excluded.opens, seals = excluded.seals, refused = excluded.refused,
+        -- A counter that fell began again, and what it counted in between nobody knows.
+        used_at = case when (excluded.opens, excluded.refused) = (held.opens, held.refused)
+            then held.used_at else excluded.used_at end
+    where (excluded.state, excluded.opens, excluded.seals, excluded.refused)
+        <> (held.state, held.opens, held.seals, held.refused);
+    delete from biplane_control.instance
+    where id = any (array(
+        select silent.id from biplane_control.instance as silent
+        where silent.seen_at < heard - interval '24 hours'
+        order by silent.id for update skip locked));
+end
+$function$;
+
+-- Says that an instance has ended, or is known to be dead.
+create function biplane_control.leave(id uuid) returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $function$
+    delete from biplane_control.instance as gone where gone.id = leave.id
 $function$;
 
 create trigger tenant_guard before insert or update on biplane_control.tenant

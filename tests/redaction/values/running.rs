@@ -1,0 +1,211 @@
+//! What runs: pools, planes, connectors, routers, and the testing kit.
+
+use std::sync::Arc;
+
+use biplane::{
+    connector::postgres::{EnvironmentSource, PgConnectorOptions},
+    keyring::KeyWrapper,
+    plane::{ControlOptions, RoleName, dangerous_assume_tenant},
+    rotation::{Cursor, Decision, StoredValue},
+    tenant::SealedText,
+    testing::MemoryKeyService,
+    testing::postgres::{BouncerAuth, Cluster},
+};
+
+use super::{
+    FIGURES, FOR_TESTS,
+    How::{self, AtWork, Public, Show},
+    NAME, NO_VALUES, WORD,
+};
+use crate::{
+    canary::SECRET,
+    samples::{credential, credentials, key, keyring, runtime, settings},
+};
+
+pub(super) const TYPES: &[(&str, How)] = &[
+    ("connector::ConnectorStats", Public(FIGURES)),
+    ("connector::Route", AtWork),
+    ("connector::TenantRoute", AtWork),
+    ("connector::memory::MemoryConnector", AtWork),
+    ("connector::memory::MemoryDb", AtWork),
+    ("connector::memory::MemoryTx", AtWork),
+    (
+        "connector::postgres::EnvironmentSource",
+        Show(|shown| {
+            shown.debug(&EnvironmentSource::from_settings(&settings()).unwrap());
+        }),
+    ),
+    ("connector::postgres::PgConnector", AtWork),
+    (
+        "connector::postgres::PgConnectorOptions",
+        Show(|shown| {
+            let mut options = PgConnectorOptions::new(Arc::new(credentials()));
+            options.environment = EnvironmentSource::from_settings(&settings());
+            shown.debug(&options);
+            shown.debug(&PgConnectorOptions::new(Arc::new(keyring())));
+        }),
+    ),
+    (
+        "plane::Assumed",
+        Show(|shown| {
+            let options = sqlx::postgres::PgConnectOptions::new_without_pgpass().password(SECRET);
+            let pool = runtime().block_on(async { sqlx::PgPool::connect_lazy_with(options) });
+            shown.debug(&dangerous_assume_tenant(&pool));
+        }),
+    ),
+    ("plane::Conn", AtWork),
+    ("plane::ControlDb", Public("an alias of plane::Db")),
+    (
+        "plane::ControlOptions",
+        Show(|shown| {
+            shown.debug(&ControlOptions::from_settings(&settings()));
+        }),
+    ),
+    ("plane::ControlPlane", Public(NO_VALUES)),
+    ("plane::DataPlane", Public(NO_VALUES)),
+    ("plane::DataSchema", Public(NO_VALUES)),
+    ("plane::Db", AtWork),
+    ("plane::IsolationLevel", Public(WORD)),
+    ("plane::RoleName", Public(NAME)),
+    (
+        "plane::RoleNameError",
+        Show(|shown| {
+            shown.error(&RoleName::parse(&SECRET.repeat(9)).unwrap_err());
+            shown.error(&RoleName::parse(&format!("{SECRET}\0")).unwrap_err());
+        }),
+    ),
+    ("plane::TenantConn", Public("an alias of plane::Conn")),
+    ("plane::TenantDb", Public("an alias of plane::Db")),
+    ("plane::TenantTx", Public("an alias of plane::Tx")),
+    ("plane::Tx", AtWork),
+    ("plane::TxOptions", Public(WORD)),
+    ("pool::Pool", AtWork),
+    ("pool::PoolOptions", Public(FIGURES)),
+    ("pool::PoolStats", Public(FIGURES)),
+    ("pool::StatementLogging", Public(WORD)),
+    ("rotation::Census", Public(FIGURES)),
+    (
+        "rotation::Cursor",
+        Show(|shown| {
+            shown.debug(&Cursor::new(SECRET));
+        }),
+    ),
+    ("rotation::Decide", Public("a function, which prints nothing")),
+    (
+        "rotation::Decision",
+        Show(|shown| {
+            shown.debug(&Decision::Replace(SealedText::new(SECRET)));
+        }),
+    ),
+    ("rotation::Diagnosis", AtWork),
+    ("rotation::Failure", AtWork),
+    ("rotation::Import", Public("an alias of rotation::Job")),
+    (
+        "rotation::Importing",
+        Public("the keyring and the opener of a job, shown with it"),
+    ),
+    ("rotation::Job", AtWork),
+    ("rotation::KeyInUse", Public(FIGURES)),
+    (
+        "rotation::KeyUser",
+        Public("an id, the name of a service, and a length of time"),
+    ),
+    ("rotation::MemoryStore", AtWork),
+    ("rotation::Mode", Public(WORD)),
+    ("rotation::PgColumns", AtWork),
+    ("rotation::Progress", Public(FIGURES)),
+    ("rotation::Report", AtWork),
+    ("rotation::Reseal", Public("an alias of rotation::Job")),
+    (
+        "rotation::Resealing",
+        Public("the keyring of a job, shown with it"),
+    ),
+    ("rotation::RotationError", AtWork),
+    (
+        "rotation::StillUsed",
+        Public("ids, names of services and stores, and figures"),
+    ),
+    ("rotation::StoreDiagnosis", AtWork),
+    ("rotation::StoreReport", AtWork),
+    ("rotation::StoredCredentials", AtWork),
+    (
+        "rotation::StoredValue",
+        Show(|shown| {
+            shown.debug(&StoredValue::new("setting", "acme", "token", SECRET));
+        }),
+    ),
+    ("rotation::Use", Public(WORD)),
+    (
+        "rotation::Visit",
+        Public("a position that does not show, and figures"),
+    ),
+    (
+        "rotation::Visited",
+        Public("a position that does not show, and figures"),
+    ),
+    ("rotation::Wanted", Public("a word and the id of a key")),
+    ("router::Biplane", AtWork),
+    ("router::Builder", AtWork),
+    ("router::CacheOptions", Public(FIGURES)),
+    ("router::CheckedBuilder", AtWork),
+    ("router::Clock", Public(FIGURES)),
+    ("router::Mapped", AtWork),
+    ("router::MappedConnector", AtWork),
+    ("router::RouterStats", Public(FIGURES)),
+    ("router::Routing", AtWork),
+    ("testing::KeyServiceFault", Public(WORD)),
+    (
+        "testing::MemoryKeyService",
+        Show(|shown| {
+            let service = MemoryKeyService::new().unwrap();
+            let wrapped = runtime()
+                .block_on(service.wrap_key(key().id(), &key().to_bytes()))
+                .unwrap();
+            shown.debug(&service).debug(&wrapped);
+        }),
+    ),
+    ("testing::MemoryStack", AtWork),
+    ("testing::faulty::Fault", Public(WORD)),
+    ("testing::faulty::FaultyRepository", AtWork),
+    ("testing::postgres::Authentication", Public(FOR_TESTS)),
+    (
+        "testing::postgres::BouncerAuth",
+        Show(|shown| {
+            shown.debug(&BouncerAuth::Known(vec![credential()]));
+            shown.debug(&BouncerAuth::Trust(vec![credential()]));
+        }),
+    ),
+    ("testing::postgres::Certificates", AtWork),
+    ("testing::postgres::Cluster", AtWork),
+    (
+        "testing::postgres::ClusterBuilder",
+        Show(|shown| {
+            shown.debug(&Cluster::builder());
+        }),
+    ),
+    ("testing::postgres::ClusterError", AtWork),
+    ("testing::postgres::Missing", Public("programs and places")),
+    ("testing::postgres::PgBouncer", AtWork),
+    ("testing::postgres::PgBouncerBuilder", AtWork),
+    ("testing::postgres::PgBouncerVersion", Public(FIGURES)),
+    ("testing::postgres::PoolMode", Public(FOR_TESTS)),
+    ("testing::postgres::RoleAttribute", Public(FOR_TESTS)),
+    (
+        "testing::postgres::ServerLog",
+        Public("what a throwaway server wrote, which is there to be read"),
+    ),
+    (
+        "testing::postgres::UnknownVersion",
+        Show(|shown| {
+            shown.error(
+                &SECRET
+                    .parse::<biplane::testing::postgres::PgBouncerVersion>()
+                    .unwrap_err(),
+            );
+        }),
+    ),
+    (
+        "testing::wait::TimedOut",
+        Public("what a test waited for, in the test's own words"),
+    ),
+];
