@@ -92,9 +92,13 @@ impl Door {
         self.inner.crowd.load(Ordering::SeqCst)
     }
 
+    /// How many went in by a guarded door.
+    pub(crate) fn went_in(&self) -> usize {
+        self.inner.let_in.load(Ordering::SeqCst)
+    }
+
     /// Lets one in who stands before a guarded door.
     pub(crate) fn let_in(&self) {
-        self.inner.let_in.fetch_add(1, Ordering::SeqCst);
         self.inner.guard.add_permits(1);
     }
 
@@ -122,6 +126,7 @@ impl Inner {
                 self.crowd
                     .fetch_max(standing.saturating_sub(let_in), Ordering::SeqCst);
                 self.guard.acquire().await.unwrap().forget();
+                self.let_in.fetch_add(1, Ordering::SeqCst);
                 self.standing.fetch_sub(1, Ordering::SeqCst);
             }
             Mode::Says(state) => {
