@@ -62,15 +62,9 @@ impl<H: Clone + Send + Sync + 'static> Core<H> {
         let joined = match self.known.settled(&name, now) {
             Some(settled) => Err(settled),
             None => {
-                let runtime = tokio::runtime::Handle::try_current().map_err(|error| {
-                    Error::new(ErrorKind::Internal)
-                        .detail("asking the control plane needs a tokio runtime; call from within one")
-                        .caused_by(error)
-                })?;
+                let runtime = runtime()?;
                 let joined = self.known.join(&name, now, MAX_QUERIES);
-                if let Ok(Joined::StartWorker(_)) = &joined {
-                    runtime.spawn(Worker::new(Arc::clone(self)).work());
-                }
+                self.start_worker(&runtime, &joined);
                 joined
             }
         };
@@ -80,6 +74,27 @@ impl<H: Clone + Send + Sync + 'static> Core<H> {
                 self.counters.misses.fetch_add(1, Ordering::Relaxed);
                 self.or_stale(&name, flight.outcome().await)
             }
+        }
+    }
+
+    /// Asks the control plane about a tenant, whatever is known. If it cannot tell, nothing is forgotten.
+    pub(super) async fn reload(self: &Arc<Self>, tenant: TenantId) -> Result<Arc<Entry<H>>, Error> {
+        let runtime = runtime()?;
+        let joined = self.known.join_anyway(&TenantName::Id(tenant), MAX_QUERIES);
+        self.start_worker(&runtime, &joined);
+        match joined {
+            Err(closed) => closed,
+            Ok(Joined::Wait(flight) | Joined::StartWorker(flight)) => flight.outcome().await,
+        }
+    }
+
+    fn start_worker<T>(
+        self: &Arc<Self>,
+        runtime: &tokio::runtime::Handle,
+        joined: &Result<Joined<Arc<Entry<H>>>, T>,
+    ) {
+        if let Ok(Joined::StartWorker(_)) = joined {
+            runtime.spawn(Worker::new(Arc::clone(self)).work());
         }
     }
 
@@ -194,11 +209,24 @@ impl<H: Clone + Send + Sync + 'static> Routes for Arc<Core<H>> {
         Arc::clone(&entry.route).open()
     }
 
+    async fn reload(&self, tenant: TenantId) -> Result<Arc<Route>, Error> {
+        let entry = Core::reload(self, tenant).await?;
+        Arc::clone(&entry.route).open()
+    }
+
     fn age(&self, tenant: TenantId) -> Option<Duration> {
         let confirmed_at = self.known.route(tenant)?.confirmed_at();
         let age = self.clock.now().saturating_sub(confirmed_at);
         Some(Duration::from_millis(age))
     }
+}
+
+fn runtime() -> Result<tokio::runtime::Handle, Error> {
+    tokio::runtime::Handle::try_current().map_err(|error| {
+        Error::new(ErrorKind::Internal)
+            .detail("asking the control plane needs a tokio runtime; call from within one")
+            .caused_by(error)
+    })
 }
 
 impl<H: Clone + Send + Sync + 'static> fmt::Debug for Core<H> {

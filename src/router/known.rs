@@ -80,6 +80,19 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         }
     }
 
+    /// Joins the load of a name, also if it is known.
+    pub(super) fn join_anyway(
+        &self,
+        name: &TenantName,
+        max_workers: usize,
+    ) -> Result<Joined<Arc<Entry<H>>>, Answer<H>> {
+        let mut flights = self.flights();
+        if self.is_closed() {
+            return Err(Err(ErrorKind::Closed.into()));
+        }
+        Ok(flights.join(name, max_workers))
+    }
+
     /// The loads for the next query of a worker, which ends when there are none.
     pub(super) fn take(&self, most: usize) -> Option<Batch<Arc<Entry<H>>>> {
         self.flights().take(most)
