@@ -61,7 +61,8 @@ pub enum ErrorKind {
     MissingPassword,
     /// The server refused the credential.
     CredentialRejected,
-    /// The server that should hold the database could not be reached, or closed the connection.
+    /// The server that should hold the database could not be reached, or closed the connection; or its endpoint or this
+    /// login has failed before and is left alone for now, which the time to try again tells.
     DatabaseUnavailable {
         /// When to try again, if that is known.
         retry_after: Option<Duration>,
@@ -118,6 +119,8 @@ pub enum BudgetScope {
     DataSource,
     /// The number of callers that may wait.
     Queue,
+    /// What the server itself has room for.
+    Server,
 }
 
 impl Error {
@@ -227,6 +230,7 @@ impl fmt::Display for BudgetScope {
             Self::Process => "cap of the process",
             Self::DataSource => "cap of the data source",
             Self::Queue => "too many callers waiting",
+            Self::Server => "room at the server",
         })
     }
 }

@@ -315,10 +315,7 @@ async fn a_dead_server_is_reported_at_once_and_the_pool_recovers_by_itself() {
     drop(sqlx::query("select 1").execute(&db).await);
     for _ in 0..3 {
         let (refused, took) = timed(db.begin()).await;
-        assert_eq!(
-            kind(refused),
-            ErrorKind::DatabaseUnavailable { retry_after: None }
-        );
+        assert!(matches!(kind(refused), ErrorKind::DatabaseUnavailable { .. }));
         assert!(took < Duration::from_secs(2), "{took:?}");
     }
     cluster.start_again().await.unwrap();
@@ -364,10 +361,15 @@ async fn a_hundred_callers_of_a_dead_server_all_hear_of_it() {
     cluster.kill().await.unwrap();
     let (all, took) = timed(join_all((0..100).map(|_| db.begin()))).await;
     for one in all {
-        assert_eq!(kind(one), ErrorKind::DatabaseUnavailable { retry_after: None });
+        assert!(matches!(kind(one), ErrorKind::DatabaseUnavailable { .. }));
     }
     assert!(took < Duration::from_secs(10), "{took:?}");
-    assert_eq!(biplane.stats().connector.connections, 0);
+    // They hear of it as soon as it is clear; attempts that were under way then are still to end.
+    wait::until("no permit is held", LIMIT, async || {
+        biplane.stats().connector.connections == 0
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test]

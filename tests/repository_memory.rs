@@ -66,7 +66,7 @@ async fn memory() -> Memory {
 
 biplane::repository_conformance!(memory_control, memory);
 
-/// A wrapper without a fault is the repository that it wraps.
+/// A wrapper without a fault is what it wraps.
 #[derive(Debug)]
 struct Wrapped(FaultyRepository<MemoryControl>);
 
@@ -85,11 +85,38 @@ impl ReadBackend for Wrapped {
     }
 }
 
+#[async_trait]
+impl Backend for Wrapped {
+    fn admin(&self) -> Arc<dyn TenantAdmin> {
+        Arc::new(self.0.inner().clone())
+    }
+
+    fn changes(&self) -> Arc<dyn ChangeLog> {
+        Arc::new(self.0.clone())
+    }
+
+    fn credentials(&self) -> Arc<dyn CredentialStore> {
+        Arc::new(self.0.inner().clone())
+    }
+
+    fn instances(&self) -> Arc<dyn Instances> {
+        Arc::new(self.0.clone())
+    }
+
+    async fn pass(&self, time: Duration) {
+        self.0.inner().advance(time);
+    }
+
+    async fn prune(&self) {
+        self.0.inner().prune_changes(Duration::ZERO);
+    }
+}
+
 async fn wrapped() -> Wrapped {
     Wrapped(FaultyRepository::new(MemoryControl::new()))
 }
 
-biplane::reading_conformance!(faulty_repository, wrapped);
+biplane::repository_conformance!(faulty_repository, wrapped);
 
 #[tokio::test]
 async fn the_data_source_of_the_environment_is_there_from_the_start() {

@@ -12,6 +12,8 @@
 //!
 //! A claim is a function of a module of this folder; [`CLAIMS`] lists them.
 
+#[cfg(feature = "postgres")]
+mod breaker;
 #[cfg(all(feature = "postgres", feature = "testing"))]
 mod checkout;
 #[cfg(all(feature = "postgres", feature = "testing"))]
@@ -32,6 +34,8 @@ use measure::Claim;
 const CLAIMS: &[&[fn() -> Claim]] = &[
     route_hit::CLAIMS,
     keyring::CLAIMS,
+    #[cfg(feature = "postgres")]
+    breaker::CLAIMS,
     #[cfg(all(feature = "postgres", feature = "testing"))]
     checkout::CLAIMS,
     #[cfg(all(feature = "postgres", feature = "testing"))]

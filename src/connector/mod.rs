@@ -58,6 +58,10 @@ pub struct ConnectorStats {
     pub resting: usize,
     /// Callers that wait for a connection.
     pub waiting: usize,
+    /// Servers and logins that failed and are left alone for now.
+    pub open_breakers: usize,
+    /// Callers that were refused at once because of those.
+    pub refused: u64,
 }
 
 /// What a router knows of a tenant at one moment: where its data is, and what it may do.
@@ -215,6 +219,9 @@ pub(crate) trait Routes: Debug + Send + Sync + 'static {
     /// The route, from the control plane if need be. Fails when the tenant's status lets nothing through.
     async fn route(&self, tenant: TenantId) -> Result<Arc<Route>, Error>;
 
+    /// The route as the control plane has it now, whatever is known. If it cannot tell, what is known stays known.
+    async fn reload(&self, tenant: TenantId) -> Result<Arc<Route>, Error>;
+
     /// How long ago the route was confirmed.
     fn age(&self, tenant: TenantId) -> Option<Duration>;
 }
@@ -261,6 +268,16 @@ impl TenantRoute {
             Some(now) => Ok(Arc::ptr_eq(&now?, route)),
             None => Ok(false),
         }
+    }
+
+    /// The route as the control plane has it now. For those who found that the current one does not work; what is known
+    /// is kept if it cannot be asked.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(dead_code, reason = "data in memory needs no login")
+    )]
+    pub(crate) async fn reload(&self) -> Result<Arc<Route>, Error> {
+        self.routes.reload(self.tenant).await
     }
 
     /// How long ago the control plane last confirmed the route; `None` when it is not cached.

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -13,7 +13,7 @@ use super::{Connector, ConnectorStats, Route, TenantRoute};
 use crate::{
     error::{Error, ErrorKind},
     plane::{Lease, Lent, TenantDb},
-    pool::{Dial, Logins, Pool, PoolOptions, Stack, check_server},
+    pool::{BreakerOptions, Dial, Guard, Logins, Pool, PoolOptions, Renewal, Stack, check_server},
     repository::CredentialSource,
     secret::Credential,
     settings::Settings,
@@ -35,6 +35,8 @@ pub struct PgConnectorOptions {
     pub credentials: Arc<dyn CredentialSource>,
     /// How many connections, and for how long.
     pub pool: PoolOptions,
+    /// When a server or a login that fails is left alone.
+    pub breakers: BreakerOptions,
     /// What servers show as the name of the application: `biplane` by default.
     pub service: Arc<str>,
     /// The schemas that unqualified names are looked up in: `public` by default, whatever the database role would have,
@@ -86,6 +88,7 @@ impl PgConnectorOptions {
         Self {
             credentials,
             pool: PoolOptions::default(),
+            breakers: BreakerOptions::default(),
             service: "biplane".into(),
             search_path: "public".into(),
             environment: None,
@@ -132,7 +135,7 @@ impl PgConnector {
         if let Some(environment) = &options.environment {
             check_server(&environment.server)?;
         }
-        let pool = Pool::new(options.pool.clone())?;
+        let pool = Pool::with_breakers(options.pool.clone(), options.breakers)?;
         Ok(Self(Arc::new(Inner {
             pool,
             options: Arc::new(options),
@@ -171,6 +174,8 @@ impl Connector for PgConnector {
             connections: usize::try_from(pool.connections).unwrap_or(usize::MAX),
             resting: pool.resting,
             waiting: pool.waiting,
+            open_breakers: pool.open_breakers,
+            refused: pool.refused,
         }
     }
 }
@@ -188,7 +193,7 @@ impl Lease for PgLease {
         let mut route = self.route.current().await?;
         for _ in 0..MAX_REROUTES {
             let stack = self.connector.stack(&route, self.role)?;
-            let checkout = stack.checkout().await;
+            let checkout = stack.checkout(|| Some(self.renewal())).await;
             // The tenant may have been moved or suspended while this waited, and then it waited at the wrong place.
             if cfg!(biplane_mutant = "routes_are_not_looked_at_again") || self.route.is_current(&route)? {
                 return Ok(Lent::new(checkout?, access(&route, self.role)));
@@ -217,6 +222,35 @@ impl Lease for PgLease {
 
     fn route_age(&self) -> Option<Duration> {
         self.route.age()
+    }
+}
+
+impl PgLease {
+    fn renewal(&self) -> Arc<dyn Renewal> {
+        Arc::new(RouteRenewal {
+            connector: Arc::downgrade(&self.connector),
+            route: self.route.clone(),
+            role: self.role,
+        })
+    }
+}
+
+/// Asks the control plane again where a tenant's data is. Kept by the stack, so it must not keep that alive.
+struct RouteRenewal {
+    connector: Weak<Inner>,
+    route: TenantRoute,
+    role: Role,
+}
+
+#[async_trait]
+impl Renewal for RouteRenewal {
+    async fn renew(&self) {
+        if let Ok(route) = self.route.reload().await
+            && let Some(connector) = self.connector.upgrade()
+        {
+            // If there is no stack for it, the next checkout says why.
+            let _ = connector.stack(&route, self.role);
+        }
     }
 }
 
@@ -252,7 +286,7 @@ impl Inner {
                 // A route that is older than what others use is served with what they use.
                 if current.version <= source.version {
                     if !current.serves(source, credential) {
-                        let (dial, pool) = self.dial(source, role)?;
+                        let (dial, pool) = self.dial(source, role, credential)?;
                         current.stack.renew(dial, pool.max(), pool.min())?;
                         current.source = Arc::clone(source);
                         current.credential = credential;
@@ -262,7 +296,7 @@ impl Inner {
                 Ok(current.stack.clone())
             }
             Entry::Vacant(entry) => {
-                let (dial, pool) = self.dial(source, role)?;
+                let (dial, pool) = self.dial(source, role, credential)?;
                 let stack = self.pool.stack(dial, pool.max(), pool.min())?;
                 entry.insert(Current {
                     version: source.version,
@@ -275,7 +309,12 @@ impl Inner {
         }
     }
 
-    fn dial(&self, source: &Arc<DataSource>, role: Role) -> Result<(Dial, PoolSettings), Error> {
+    fn dial(
+        &self,
+        source: &Arc<DataSource>,
+        role: Role,
+        credential: CredentialVersion,
+    ) -> Result<(Dial, PoolSettings), Error> {
         let (server, pool) = match (&source.location, &self.options.environment) {
             (Location::Server(server), _) => (server.clone(), source.pool),
             (Location::Environment, Some(environment)) => (environment.server.clone(), environment.pool),
@@ -289,6 +328,7 @@ impl Inner {
             }
         };
         let dial = Dial {
+            guard: Some(Guard::new(source.id, role, credential, &server.endpoints)),
             server,
             logins: Box::new(SourceLogins {
                 options: Arc::clone(&self.options),

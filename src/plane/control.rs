@@ -81,6 +81,8 @@ impl ControlDb {
             database_id: None,
             access: Access::ReadWrite,
             turn: tokio::sync::Mutex::default(),
+            // Who asks the control plane pauses by itself after a failure, and must not learn late that it is back.
+            guard: None,
         };
         let stack = pool.stack(dial, cap, 0)?;
         Ok(Self::new(Arc::new(ControlLease { pool, stack })))
@@ -132,7 +134,7 @@ struct ControlLease {
 #[async_trait]
 impl Lease for ControlLease {
     async fn lease(&self) -> Result<Lent, Error> {
-        match self.stack.checkout().await {
+        match self.stack.checkout(|| None).await {
             Ok(checkout) => Ok(Lent::new(checkout, Access::ReadWrite)),
             Err(error) => Err(could_not_ask(error)),
         }

@@ -17,6 +17,7 @@ use tokio::{
 
 use super::{
     Shared,
+    attempt::Way,
     connection::{Health, Physical, State, catch_up, give_back},
     dial::{self, Backend, Dial, Purpose},
     locked,
@@ -62,6 +63,7 @@ pub(super) async fn reap(shared: Weak<Shared>) {
     loop {
         sleep(REAP_EVERY).await;
         let Some(shared) = shared.upgrade() else { return };
+        shared.tick();
         let now = Instant::now();
         let idle_timeout = shared.options.idle_timeout;
         shared.act(|scheduler, actions| {
@@ -299,9 +301,19 @@ enum Unreserved {
 
 impl<'a> Reserved<'a> {
     async fn open(shared: &'a Shared, dial: &'a Dial) -> Result<Self, Unreserved> {
+        if dial
+            .guard
+            .as_ref()
+            .is_some_and(|guard| shared.breakers.is_open(guard.login()))
+        {
+            return Err(Unreserved::Refused);
+        }
         let turn = dial.turn.lock().await;
         let permit = shared.reserved.acquire().await.expect("never closed");
-        match dial.connect(Purpose::Reserved, &shared.options).await {
+        match dial
+            .connect(Purpose::Reserved, &shared.options, Way::Known(shared))
+            .await
+        {
             Ok(dialed) => Ok(Self {
                 connection: dialed.connection,
                 _permit: permit,

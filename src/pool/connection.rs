@@ -1,6 +1,9 @@
 //! A connection while it is lent: what it is in the middle of, and the way back.
 
-use std::sync::{Arc, Weak, atomic::Ordering::Relaxed};
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use sqlx::{
     AssertSqlSafe, Connection, Executor, SqlSafeStr,
@@ -10,14 +13,16 @@ use sqlx_core::transaction::TransactionManager;
 use tokio::time::Instant;
 
 use super::{
-    Shared, cleanup,
+    Shared,
+    breaker::BreakerScope,
+    cleanup,
     dial::{Backend, Dial, Dialed},
     failure::Damage,
     later, locked,
-    options::PoolOptions,
     scheduler::{Generation, Phase, Rest, StackId},
     session::{self, Protocol},
 };
+use crate::{error::Error, tenant::Endpoint};
 
 /// The right to hold a physical connection. Dropping it says that the backend is gone.
 pub(super) struct Permit {
@@ -56,6 +61,14 @@ pub(super) struct Physical {
     expires: Instant,
     since: Instant,
     permit: Permit,
+    endpoint: Option<Beyond>,
+}
+
+/// What is at the other end, where a breaker stands.
+struct Beyond {
+    scope: BreakerScope,
+    /// Whether the breaker is open.
+    tripped: Arc<AtomicBool>,
 }
 
 impl Physical {
@@ -64,19 +77,39 @@ impl Physical {
         dial: Arc<Dial>,
         generation: Generation,
         mut permit: Permit,
-        options: &PoolOptions,
+        shared: &Shared,
     ) -> Self {
         permit.phase = Phase::Open;
         let now = Instant::now();
+        let endpoint = dialed.endpoint.map(|scope| Beyond {
+            tripped: shared.breakers.tripped(&scope, now),
+            scope,
+        });
         Self {
             connection: dialed.connection,
             backend: dialed.backend,
             dial,
             generation,
-            expires: later(now, options.max_lifetime.mul_f64(1.0 - random_tenth())),
+            expires: later(now, shared.options.max_lifetime.mul_f64(1.0 - random_tenth())),
             since: now,
             permit,
+            endpoint,
         }
+    }
+
+    /// Whether it leads to one of these.
+    pub(super) fn is_at(&self, endpoints: &[Endpoint]) -> bool {
+        match self.endpoint.as_ref().map(|beyond| &beyond.scope) {
+            Some(BreakerScope::Endpoint(endpoint)) => endpoints.contains(endpoint),
+            _ => false,
+        }
+    }
+
+    /// Whether what it leads to cannot be reached anew just now.
+    fn is_doubtful(&self) -> bool {
+        self.endpoint
+            .as_ref()
+            .is_some_and(|beyond| beyond.tripped.load(Relaxed))
     }
 
     /// The connection alone, and its permit, which the caller drops once the backend is gone.
@@ -202,6 +235,9 @@ impl Checkout {
     /// The statement failed. A refusal by the database has been read to its end; anything else has not.
     pub(crate) fn fail(&mut self, error: &sqlx::Error) {
         self.state.may_have_failed = true;
+        if matches!(error, sqlx::Error::Io(_)) && Error::of(error).is_none() {
+            self.suspect_endpoint();
+        }
         match Damage::of(error) {
             Damage::Refused => self.state.busy = false,
             Damage::Unread => {}
@@ -296,7 +332,8 @@ impl Checkout {
         let options = &self.shared.options;
         let (probe_after, limit) = (options.probe_after, options.reset_timeout);
         let rested = Instant::now().saturating_duration_since(self.physical_mut().since);
-        if rested < probe_after {
+        let doubtful = self.physical_mut().is_doubtful();
+        if rested < probe_after && !doubtful {
             return true;
         }
         self.state.busy = true;
@@ -304,6 +341,7 @@ impl Checkout {
             Ok(answer) => self.judge(answer).is_ok(),
             Err(_) => {
                 self.state.health = Health::Suspect;
+                self.suspect_endpoint();
                 self.shared.purge(self.stack);
                 false
             }
@@ -321,6 +359,14 @@ impl Checkout {
         };
         locked(&shared.lent).insert(number, lent);
         self.number = Some(number);
+    }
+
+    /// The session was lost, which says something about its endpoint.
+    fn suspect_endpoint(&self) {
+        let physical = self.physical.as_ref().expect("taken on drop only");
+        if let Some(beyond) = &physical.endpoint {
+            self.shared.breakers.suspect(&beyond.scope, Instant::now());
+        }
     }
 
     fn physical_mut(&mut self) -> &mut Physical {

@@ -11,7 +11,13 @@ use sqlx::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::{PoolOptions, StatementLogging, later};
+use super::{
+    PoolOptions, StatementLogging,
+    attempt::Way,
+    breaker::{BreakerScope, Guard},
+    failure::Blame,
+    later,
+};
 use crate::{
     error::{Error, ErrorKind},
     secret::Credential,
@@ -39,12 +45,16 @@ pub(crate) struct Dial {
     /// One at a time uses a connection beyond the cap to get here: nobody elsewhere waits for more than one attempt to
     /// reach a server that does not answer.
     pub(crate) turn: tokio::sync::Mutex<()>,
+    /// The breakers to go by; `None` where none are wanted.
+    pub(crate) guard: Option<Guard>,
 }
 
 /// A connection, and its backend if that stays the same for its life.
 pub(super) struct Dialed {
     pub(super) connection: PgConnection,
     pub(super) backend: Option<Backend>,
+    /// Where it leads, if a breaker stands there.
+    pub(super) endpoint: Option<BreakerScope>,
 }
 
 /// The server process behind a connection. A process id alone may be another's a moment later.
@@ -60,6 +70,8 @@ pub(super) struct NotDialed {
     pub(super) error: Error,
     /// Whether the server had a say in it, or was not even asked.
     pub(super) answered: bool,
+    /// Whose fault it is.
+    pub(super) blame: Blame,
     /// A connection whose backend may still be at work on what it was asked.
     pub(super) unfinished: Option<Dialed>,
 }
@@ -69,6 +81,7 @@ impl From<Error> for NotDialed {
         Self {
             error,
             answered: true,
+            blame: Blame::Nobody,
             unfinished: None,
         }
     }
@@ -86,8 +99,14 @@ pub(super) enum Purpose {
 }
 
 impl Dial {
-    /// Connects to the first endpoint that answers, and makes the session ready, all within `connect_timeout`.
-    pub(super) async fn connect(&self, purpose: Purpose, options: &PoolOptions) -> Result<Dialed, NotDialed> {
+    /// Connects to the first endpoint that answers, and makes the session ready, all within `connect_timeout`. Endpoints
+    /// that are in the way of a breaker are passed over.
+    pub(super) async fn connect(
+        &self,
+        purpose: Purpose,
+        options: &PoolOptions,
+        mut way: Way<'_>,
+    ) -> Result<Dialed, NotDialed> {
         let deadline = later(Instant::now(), options.connect_timeout);
         let credential = match timeout_at(deadline, self.logins.login()).await {
             Ok(login) => login?,
@@ -99,10 +118,17 @@ impl Dial {
         {
             return Err(Error::new(ErrorKind::MissingPassword).into());
         }
-        let nowhere = Error::new(ErrorKind::InvalidConfiguration).detail("the data source has no endpoint");
-        let mut failure = NotDialed::from(nowhere);
+        let nowhere = NotDialed::from(self.unavailable("no endpoint is left to try"));
+        let mut failure = NotDialed {
+            answered: false,
+            ..nowhere
+        };
         let mut left = u32::try_from(self.server.endpoints.len()).unwrap_or(u32::MAX);
-        for endpoint in &self.server.endpoints {
+        for (index, endpoint) in self.server.endpoints.iter().enumerate() {
+            let Some(pass) = way.to(self, index) else {
+                left -= 1;
+                continue;
+            };
             // An endpoint that does not answer must leave time for the next ones.
             let share = deadline.saturating_duration_since(Instant::now()) / left.max(1);
             left -= 1;
@@ -111,9 +137,18 @@ impl Dial {
                 .connect_to(endpoint, &credential, purpose, options, until)
                 .await
             {
-                Ok(dialed) => return Ok(dialed),
+                Ok(mut dialed) => {
+                    if let Some(pass) = pass {
+                        dialed.endpoint = Some(pass.scope().clone());
+                        pass.succeed();
+                    }
+                    return Ok(dialed);
+                }
                 Err(not) => not,
             };
+            if let Some(pass) = pass {
+                pass.judge_endpoint(failure.blame, &failure.error);
+            }
             let elsewhere = matches!(failure.error.kind(), ErrorKind::DatabaseUnavailable { .. });
             if failure.unfinished.is_some() || !elsewhere {
                 break;
@@ -136,6 +171,7 @@ impl Dial {
             Ok(Err(error)) => {
                 return Err(NotDialed {
                     answered: !matches!(error, sqlx::Error::Io(_)),
+                    blame: Blame::of(&error),
                     ..self.placed(error).into()
                 });
             }
@@ -143,6 +179,7 @@ impl Dial {
                 let silent = self.unavailable("no answer within the time for connecting");
                 return Err(NotDialed {
                     answered: false,
+                    blame: Blame::Endpoint,
                     ..silent.into()
                 });
             }
@@ -150,16 +187,22 @@ impl Dial {
         let mut dialed = Dialed {
             connection,
             backend: None,
+            endpoint: None,
         };
         match timeout_at(until, self.prepare(&mut dialed)).await {
             Ok(Ok(())) => Ok(dialed),
             Ok(Err(error)) => {
                 hang_up(dialed.connection, options.reset_timeout).await;
-                Err(self.placed(error).into())
+                Err(NotDialed {
+                    blame: Blame::of(&error),
+                    ..self.placed(error).into()
+                })
             }
             Err(_) => Err(NotDialed {
                 error: self.unavailable("connected, but the session was not ready in time"),
                 answered: true,
+                // The server let us in; what keeps this database from answering need not concern the others there.
+                blame: Blame::Source,
                 unfinished: Some(dialed),
             }),
         }

@@ -96,6 +96,80 @@ fn sort(error: &sqlx::Error) -> Error {
     }
 }
 
+/// Whose fault it is that there is no connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blame {
+    /// Nothing answers there, or only that it cannot serve anybody now.
+    Endpoint,
+    /// The server does not take this login, or has no such database.
+    Login,
+    /// What the data source asks for cannot be agreed on with this server, such as how to encrypt.
+    Source,
+    /// The server has no room for more.
+    Crowd,
+    /// The server let us in and then refused something else.
+    Refusal,
+    /// Ours, or nobody's: it says nothing about the other side.
+    Nobody,
+}
+
+impl Blame {
+    pub(crate) fn of(error: &sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Database(refused) => match refused.code().unwrap_or_default().as_ref() {
+                "57P03" => Self::Endpoint,
+                "53300" if cfg!(biplane_mutant = "full_servers_are_dead") => Self::Endpoint,
+                "53300" => Self::Crowd,
+                "28P01" | "28000" | "3D000" if cfg!(biplane_mutant = "wrong_password_opens_the_endpoint") => {
+                    Self::Endpoint
+                }
+                "28P01" | "28000" | "3D000" => Self::Login,
+                // Of sessions that are being ended, not of a server that cannot be reached.
+                "57P01" | "57P02" => Self::Nobody,
+                // Poolers say so of anything that is wrong with one of their databases.
+                code if code.starts_with("08") => Self::Source,
+                _ => Self::Refusal,
+            },
+            sqlx::Error::Io(error) => Self::of_io(error),
+            sqlx::Error::Tls(error) => match error.downcast_ref::<io::Error>() {
+                Some(error) => Self::of_io(error),
+                None => Self::Source,
+            },
+            sqlx::Error::Protocol(_) => Self::Source,
+            sqlx::Error::Configuration(_) | sqlx::Error::WorkerCrashed => Self::Nobody,
+            _ => Self::Refusal,
+        }
+    }
+
+    fn of_io(error: &io::Error) -> Self {
+        if error.get_ref().is_some_and(|inner| inner.is::<Error>()) {
+            return Self::Refusal;
+        }
+        match error.kind() {
+            // So do TLS stacks say that they do not trust the other side.
+            io::ErrorKind::InvalidData => Self::Source,
+            // Of this machine: no port, no memory, no file descriptor is left.
+            io::ErrorKind::AddrNotAvailable | io::ErrorKind::OutOfMemory => Self::Nobody,
+            _ if is_out_of_files(error) => Self::Nobody,
+            _ => Self::Endpoint,
+        }
+    }
+}
+
+#[cfg(unix)]
+fn is_out_of_files(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let full = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS];
+    error
+        .raw_os_error()
+        .is_some_and(|code| full.iter().any(|errno| errno.raw_os_error() == code))
+}
+
+#[cfg(not(unix))]
+const fn is_out_of_files(_: &io::Error) -> bool {
+    false
+}
+
 /// What an error says about the connection that it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Damage {

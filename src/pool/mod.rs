@@ -9,6 +9,8 @@
 //! owned by a task that cancels, rolls back and resets, or closes it. Nothing sits idle in a transaction until somebody
 //! borrows it again.
 
+mod attempt;
+mod breaker;
 mod cleanup;
 mod connection;
 mod dial;
@@ -36,9 +38,14 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-pub use options::{PoolOptions, StatementLogging};
+pub use self::{
+    breaker::{BreakerOptions, BreakerScope, BreakerState, BreakerStatus},
+    options::{PoolOptions, StatementLogging},
+};
 
 pub(crate) use self::{
+    attempt::Renewal,
+    breaker::Guard,
     connection::Checkout,
     dial::{Dial, Logins, check_environment, check_server},
     failure::Damage,
@@ -46,9 +53,9 @@ pub(crate) use self::{
     session::Protocol,
 };
 use self::{
-    connection::{Lent, Permit, Physical},
-    dial::{NotDialed, Purpose},
-    scheduler::{Action, Generation, HeldUpBy, Offer, Phase, Refusal, Scheduler, StackId},
+    breaker::{Admission, Breakers},
+    connection::{Lent, Physical},
+    scheduler::{Action, Generation, HeldUpBy, Leave, Offer, Refusal, Scheduler, StackId},
 };
 use crate::error::{BudgetScope, Error, ErrorKind};
 
@@ -81,6 +88,10 @@ pub struct PoolStats {
     pub rescued: u64,
     /// Backends that did not go in time, whose permit was given up.
     pub leaked: u64,
+    /// Breakers that are open: endpoints and logins that are left alone for now.
+    pub open_breakers: usize,
+    /// Callers that were refused at once because a breaker was open.
+    pub refused: u64,
 }
 
 /// A stack of a pool: connections that are alike. Its connections are drained when the last clone is dropped.
@@ -97,11 +108,14 @@ struct StackInner {
 struct Target {
     dial: Arc<Dial>,
     generation: Generation,
+    /// How the last caller that waited would find out whether this is out of date.
+    renewal: Option<Arc<dyn Renewal>>,
 }
 
 /// What is locked here is locked for moments, and never two at a time.
 struct Shared {
     options: PoolOptions,
+    breakers: Breakers,
     scheduler: Mutex<Scheduler<Physical, Caller>>,
     stacks: Mutex<HashMap<StackId, Weak<StackInner>>>,
     /// The connections that are lent, by number of checkout.
@@ -109,6 +123,8 @@ struct Shared {
     reserved: Semaphore,
     home: Mutex<Option<Home>>,
     released: Notify,
+    /// When the log was last told that a server is full.
+    told_crowded: Mutex<Option<Instant>>,
     counters: Counters,
 }
 
@@ -136,7 +152,16 @@ impl Pool {
     /// [`ErrorKind::InvalidConfiguration`] when an option is 0 that cannot be, or the environment holds a variable that
     /// sqlx would read into every connection.
     pub fn new(options: PoolOptions) -> Result<Self, Error> {
+        Self::with_breakers(options, BreakerOptions::default())
+    }
+
+    /// The same with other breakers.
+    ///
+    /// # Errors
+    /// As [`Pool::new`].
+    pub fn with_breakers(options: PoolOptions, breakers: BreakerOptions) -> Result<Self, Error> {
         options.check()?;
+        breakers.check()?;
         check_environment()?;
         let reserved = usize::try_from(options.reserved.get())
             .unwrap_or(Semaphore::MAX_PERMITS)
@@ -147,7 +172,9 @@ impl Pool {
             lent: Mutex::default(),
             reserved: Semaphore::new(reserved),
             home: Mutex::default(),
+            breakers: Breakers::new(breakers),
             released: Notify::new(),
+            told_crowded: Mutex::default(),
             counters: Counters::default(),
             options,
         })))
@@ -157,6 +184,7 @@ impl Pool {
     #[must_use]
     pub fn stats(&self) -> PoolStats {
         let counters = &self.0.counters;
+        let (open_breakers, refused) = self.0.breakers.count();
         let scheduler = self.0.scheduler();
         PoolStats {
             stacks: scheduler.stacks(),
@@ -168,7 +196,15 @@ impl Pool {
             checkouts: counters.checkouts.load(Relaxed),
             rescued: counters.rescued.load(Relaxed),
             leaked: counters.leaked.load(Relaxed),
+            open_breakers,
+            refused,
         }
+    }
+
+    /// How each breaker is doing that stands before something in use, or that is open.
+    #[must_use]
+    pub fn breakers(&self) -> Vec<BreakerStatus> {
+        self.0.breakers.status(Instant::now())
     }
 
     /// Lends nothing more, closes what rests, waits until `deadline` for what is lent, and then ends it at the server.
@@ -215,6 +251,7 @@ impl Pool {
             target: Mutex::new(Target {
                 dial: Arc::new(dial),
                 generation: Generation::default(),
+                renewal: None,
             }),
             shared: Arc::clone(&self.0),
         });
@@ -224,11 +261,15 @@ impl Pool {
 }
 
 impl Stack {
-    /// Borrows a connection, opening one if none rests and the caps allow it.
+    /// Borrows a connection, opening one if none rests and the caps allow it. A caller that has to wait leaves word how
+    /// to find out whether the stack is out of date.
     ///
     /// # Cancel safety
     /// Safe: a caller that leaves gives up its place, and what was opened for it rests for the next one.
-    pub(crate) async fn checkout(&self) -> Result<Checkout, Error> {
+    pub(crate) async fn checkout(
+        &self,
+        renewal: impl Fn() -> Option<Arc<dyn Renewal>>,
+    ) -> Result<Checkout, Error> {
         let shared = &self.0.shared;
         shared.counters.checkouts.fetch_add(1, Relaxed);
         let mut deadline = None;
@@ -239,7 +280,7 @@ impl Stack {
                 None => {
                     let deadline =
                         deadline.get_or_insert_with(|| later(Instant::now(), shared.options.wait_timeout));
-                    self.wait(*deadline).await?
+                    self.wait(*deadline, &renewal).await?
                 }
             };
             if checkout.is_fit().await {
@@ -255,7 +296,17 @@ impl Stack {
         check_server(&dial.server)?;
         let generation = {
             let mut target = locked(&self.0.target);
-            target.dial = Arc::new(dial);
+            if cfg!(biplane_mutant = "breaker_forgets_with_the_pool")
+                && let Some(guard) = &target.dial.guard
+            {
+                self.0.shared.breakers.forget(guard);
+            }
+            let old = std::mem::replace(&mut target.dial, Arc::new(dial));
+            if let (Some(old), Some(new)) = (&old.guard, &target.dial.guard)
+                && old.login() != new.login()
+            {
+                self.0.shared.breakers.retire(old.login());
+            }
             target.generation = target.generation.next();
             target.generation
         };
@@ -266,11 +317,40 @@ impl Stack {
         Ok(())
     }
 
-    async fn wait(&self, deadline: Instant) -> Result<Checkout, Error> {
+    async fn wait(
+        &self,
+        deadline: Instant,
+        renewal: &impl Fn() -> Option<Arc<dyn Renewal>>,
+    ) -> Result<Checkout, Error> {
         let shared = &self.0.shared;
+        let id = self.0.id;
+        let dial = {
+            let mut target = locked(&self.0.target);
+            target.renewal = renewal();
+            Arc::clone(&target.dial)
+        };
+        let looked = shared.look(&dial);
+        if let Admission::Refused(time) = looked
+            && !cfg!(biplane_mutant = "refused_callers_wait")
+        {
+            // Who calls again and again must not keep its runtime from whatever it is waiting for.
+            tokio::task::consume_budget().await;
+            return Err(shared.refusal(&dial, time));
+        }
         shared.settle_in();
         let (caller, mut answer) = oneshot::channel();
-        let number = match shared.act(|scheduler, actions| scheduler.wait(self.0.id, caller, actions)) {
+        let queued = shared.act(|scheduler, actions| {
+            match looked {
+                Admission::Hold => scheduler.hold(id, actions),
+                _ if scheduler.is_held(id) => scheduler.let_go(id, Leave::All, actions),
+                _ => {}
+            }
+            scheduler.wait(id, caller, actions)
+        });
+        if looked == Admission::Hold {
+            shared.perform(|actions| shared.hold(id, &dial, actions));
+        }
+        let number = match queued {
             Ok(Offer::Connection(physical)) => {
                 return Ok(Checkout::new(physical, Arc::clone(shared), self.0.id));
             }
@@ -282,11 +362,22 @@ impl Stack {
             stack: self,
             number: Some(number),
         };
+        // Whoever was in the queue when a breaker opened has been told; this caller may have come just after.
+        if let Admission::Refused(time) = shared.look(&dial)
+            && !cfg!(biplane_mutant = "refused_callers_wait")
+            && place.leave_unless_tried_for()
+        {
+            return Err(shared.refusal(&dial, time));
+        }
         let answered = timeout_at(deadline, &mut answer).await;
         let left = place.leave();
+        if answered.is_err() && cfg!(biplane_mutant = "breaker_counts_queue_timeouts") {
+            shared.count_against(&dial);
+        }
         match (answered, left) {
             (Ok(Ok(answer)), _) => answer,
             (Err(_), Some(HeldUpBy::Stack)) => Err(exhausted(BudgetScope::DataSource)),
+            (Err(_), Some(HeldUpBy::Server)) => Err(exhausted(BudgetScope::Server)),
             (Err(_), Some(HeldUpBy::Process)) => Err(exhausted(BudgetScope::Process)),
             (Err(_), Some(HeldUpBy::Connect)) => {
                 let dial = Arc::clone(&locked(&self.0.target).dial);
@@ -319,6 +410,15 @@ impl Place<'_> {
             .shared
             .act(|scheduler, actions| scheduler.leave(stack.id, number, actions))
     }
+
+    /// Leaves, unless an attempt to connect is under way for this place: the probe's own caller waits for the probe.
+    fn leave_unless_tried_for(&mut self) -> bool {
+        let (id, shared) = (self.stack.0.id, &self.stack.0.shared);
+        let tried_for = self
+            .number
+            .is_some_and(|number| shared.scheduler().is_tried_for(id, number));
+        !tried_for && self.leave().is_some()
+    }
 }
 
 impl Drop for Place<'_> {
@@ -348,13 +448,20 @@ impl Shared {
         self: &Arc<Self>,
         change: impl FnOnce(&mut Scheduler<Physical, Caller>, &mut Actions) -> T,
     ) -> T {
+        self.perform(|actions| change(&mut self.scheduler(), actions))
+    }
+
+    /// Performs what `begin` wants done, and what follows from that.
+    fn perform<T>(self: &Arc<Self>, begin: impl FnOnce(&mut Actions) -> T) -> T {
         let mut actions = Actions::new();
-        let result = change(&mut self.scheduler(), &mut actions);
-        for action in actions {
-            match action {
-                Action::Deliver(id, caller, physical) => self.deliver(id, caller, physical),
-                Action::Connect(id) => self.connect(id),
-                Action::Close(physical) => self.hang_up(physical.noted_closing()),
+        let result = begin(&mut actions);
+        while !actions.is_empty() {
+            for action in std::mem::take(&mut actions) {
+                match action {
+                    Action::Deliver(id, caller, physical) => self.deliver(id, caller, physical),
+                    Action::Connect(id) => self.connect(id, &mut actions),
+                    Action::Close(physical) => self.hang_up(physical.noted_closing()),
+                }
             }
         }
         result
@@ -363,27 +470,6 @@ impl Shared {
     fn deliver(self: &Arc<Self>, id: StackId, caller: Caller, physical: Physical) {
         // What a caller that left does not take is dropped, and so returns to its stack.
         drop(caller.send(Ok(Checkout::new(physical, Arc::clone(self), id))));
-    }
-
-    fn connect(self: &Arc<Self>, id: StackId) {
-        let permit = Permit::connecting(self, id);
-        let Some(stack) = self.stack(id) else { return };
-        let (dial, generation) = {
-            let target = locked(&stack.0.target);
-            (Arc::clone(&target.dial), target.generation)
-        };
-        let attempt = Attempt {
-            shared: Arc::clone(self),
-            stack: id,
-            generation,
-            permit: Some(permit),
-        };
-        self.spawn(async move {
-            match dial.connect(Purpose::Work, &attempt.shared.options).await {
-                Ok(dialed) => attempt.succeed(dialed, dial),
-                Err(not) => attempt.fail(not, &dial).await,
-            }
-        });
     }
 
     /// Closes what rests in a stack.
@@ -437,50 +523,6 @@ impl Shared {
                 return;
             }
             released.await;
-        }
-    }
-}
-
-/// A connection that is being opened. Dropped before it came to an end, with the runtime or by a panic of the
-/// credential source, it has failed, or callers would wait for it.
-struct Attempt {
-    shared: Arc<Shared>,
-    stack: StackId,
-    generation: Generation,
-    permit: Option<Permit>,
-}
-
-impl Attempt {
-    fn succeed(mut self, dialed: dial::Dialed, dial: Arc<Dial>) {
-        let Some(permit) = self.permit.take() else { return };
-        let shared = &self.shared;
-        shared.counters.opened.fetch_add(1, Relaxed);
-        let physical = Physical::new(dialed, dial, self.generation, permit, &shared.options);
-        shared.act(|scheduler, actions| scheduler.put(self.stack, Phase::Connecting, physical, actions));
-    }
-
-    async fn fail(mut self, not: NotDialed, dial: &Dial) {
-        self.report(not.error);
-        if let Some(dialed) = not.unfinished {
-            cleanup::end_backend(&self.shared, dial, dialed.backend, dialed.connection).await;
-        }
-        self.permit = None;
-    }
-
-    fn report(&self, error: Error) {
-        self.shared.counters.failed.fetch_add(1, Relaxed);
-        let caller = self.shared.scheduler().fail(self.stack, self.generation);
-        if let Some(caller) = caller {
-            // A caller that has left needs no answer.
-            let _ = caller.send(Err(error));
-        }
-    }
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        if self.permit.is_some() && !cfg!(biplane_mutant = "lost_attempts_are_forgotten") {
-            self.report(ErrorKind::Internal.into());
         }
     }
 }

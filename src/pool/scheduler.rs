@@ -13,6 +13,13 @@ use tokio::time::Instant;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct StackId(u64);
 
+#[cfg(test)]
+impl StackId {
+    pub(super) const fn for_tests(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 /// Which of the addresses and logins that a stack has had, one after the other, a connection was made with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Generation(u64);
@@ -79,8 +86,19 @@ pub(super) enum HeldUpBy {
     Connect,
     /// The cap of its stack.
     Stack,
+    /// What the server has room for.
+    Server,
     /// The cap of the process.
     Process,
+}
+
+/// How far a stack that was held may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leave {
+    /// One connection, and then it is held again.
+    One,
+    /// As many as it wants.
+    All,
 }
 
 #[derive(Debug)]
@@ -103,6 +121,10 @@ pub(super) struct Scheduler<C, W> {
 #[derive(Debug)]
 struct Stack<C, W> {
     max: u32,
+    /// What there was room for at the server when it last had none; less than `max`.
+    ceiling: Option<u32>,
+    /// How many more connections may be opened for now, if that is limited.
+    allowance: Option<u32>,
     keep: usize,
     generation: Generation,
     draining: bool,
@@ -138,6 +160,8 @@ impl<C: Rest, W> Scheduler<C, W> {
         let id = StackId(self.tick());
         let stack = Stack {
             max,
+            ceiling: None,
+            allowance: None,
             keep,
             generation: Generation::default(),
             draining: false,
@@ -197,10 +221,13 @@ impl<C: Rest, W> Scheduler<C, W> {
         let before = stack.waiting.range(..number).count();
         let held_up_by = if before < stack.connecting as usize
             || (stack.connecting > 0 && stack.connecting == stack.open)
+            || stack.allowance == Some(0)
         {
             HeldUpBy::Connect
         } else if stack.open >= stack.max {
             HeldUpBy::Stack
+        } else if stack.open >= stack.limit() {
+            HeldUpBy::Server
         } else {
             HeldUpBy::Process
         };
@@ -258,6 +285,103 @@ impl<C: Rest, W> Scheduler<C, W> {
         Some(caller)
     }
 
+    /// Lets a stack open nothing for now. Its callers go on waiting, for what comes back or until it may.
+    pub(super) fn hold(&mut self, id: StackId, actions: &mut Vec<Action<C, W>>) {
+        if let Some(stack) = self.stacks.get_mut(&id) {
+            stack.allowance = Some(0);
+            self.settle(id, actions);
+        }
+    }
+
+    /// Lets a stack go on that was held.
+    pub(super) fn let_go(&mut self, id: StackId, leave: Leave, actions: &mut Vec<Action<C, W>>) {
+        let Some(stack) = self.stacks.get_mut(&id) else {
+            return;
+        };
+        let idle = stack.waiting.len() <= stack.connecting as usize;
+        stack.allowance = match leave {
+            // Whoever comes later finds out anew how far it may go.
+            Leave::One if !idle => Some(1),
+            Leave::One | Leave::All => None,
+        };
+        self.settle(id, actions);
+    }
+
+    /// Whether a stack may open nothing for now.
+    pub(super) fn is_held(&self, id: StackId) -> bool {
+        self.stacks
+            .get(&id)
+            .is_some_and(|stack| stack.allowance == Some(0))
+    }
+
+    /// Whether an attempt to connect is under way for this place in the queue.
+    pub(super) fn is_tried_for(&self, id: StackId, number: u64) -> bool {
+        self.stacks.get(&id).is_some_and(|stack| {
+            let before = stack.waiting.range(..number).count();
+            before < stack.connecting as usize
+        })
+    }
+
+    /// An attempt to connect that was not made because it would be in vain. Returns the callers for whom none is under
+    /// way.
+    pub(super) fn refuse(&mut self, id: StackId, actions: &mut Vec<Action<C, W>>) -> Vec<W> {
+        let under_way = self.stacks.get(&id).map_or(0, |stack| stack.connecting);
+        let callers = self.turn_away(id, under_way.saturating_sub(1) as usize, actions);
+        self.release(id, Phase::Connecting, actions);
+        callers
+    }
+
+    /// Returns all callers of a stack, which then nobody waits for.
+    pub(super) fn turn_all_away(&mut self, id: StackId, actions: &mut Vec<Action<C, W>>) -> Vec<W> {
+        self.turn_away(id, 0, actions)
+    }
+
+    /// An attempt to connect found the server full: the stack makes do with what it has for now, and its callers wait
+    /// for that. Returns those who would wait for nothing. The attempt's permit is still to be released.
+    ///
+    /// One connection that rests and that `there` says is at the same server makes room, in whatever stack.
+    pub(super) fn crowded(
+        &mut self,
+        id: StackId,
+        generation: Generation,
+        there: impl Fn(&C) -> bool,
+        actions: &mut Vec<Action<C, W>>,
+    ) -> Vec<W> {
+        let Some(stack) = self.stacks.get_mut(&id) else {
+            return Vec::new();
+        };
+        if generation < stack.generation || cfg!(biplane_mutant = "full_servers_are_not_spared") {
+            return Vec::new();
+        }
+        let held = stack.open - stack.connecting;
+        let ceiling = held.max(1);
+        if ceiling < stack.max {
+            stack.ceiling = Some(ceiling);
+        }
+        let others = stack.connecting.saturating_sub(1) as usize;
+        if self.close_one_at_rest(there, actions) || held > 0 {
+            self.settle(id, actions);
+            return Vec::new();
+        }
+        self.turn_away(id, others, actions)
+    }
+
+    /// Lets stacks that found their server full try for one connection more.
+    pub(super) fn lift_ceilings(&mut self, actions: &mut Vec<Action<C, W>>) {
+        let mut lifted = Vec::new();
+        for (id, stack) in &mut self.stacks {
+            if let Some(ceiling) = stack.ceiling {
+                stack.ceiling = Some(ceiling + 1).filter(|ceiling| *ceiling < stack.max);
+                lifted.push(*id);
+            }
+        }
+        // All of them, before anybody is served: who has waited longest comes first.
+        for id in lifted {
+            self.note_hunger(id);
+        }
+        self.serve(actions);
+    }
+
     /// A lent connection will not come back, but its backend is not gone yet.
     pub(super) fn discard(&mut self) {
         self.closing += 1;
@@ -304,6 +428,9 @@ impl<C: Rest, W> Scheduler<C, W> {
     ) {
         if let Some(stack) = self.stacks.get_mut(&id) {
             stack.generation = stack.generation.max(generation);
+            // What held it up may be another server's or another login's.
+            stack.allowance = None;
+            stack.ceiling = None;
             stack.max = max;
             stack.keep = keep;
         }
@@ -396,6 +523,10 @@ impl<C: Rest, W> Scheduler<C, W> {
     /// Restores the invariant after a change to one stack: whoever can be served is being served.
     fn settle(&mut self, id: StackId, actions: &mut Vec<Action<C, W>>) {
         self.note_hunger(id);
+        self.serve(actions);
+    }
+
+    fn serve(&mut self, actions: &mut Vec<Action<C, W>>) {
         while self.permits < self.cap + u32::from(cfg!(biplane_mutant = "one_over_the_cap")) {
             let Some(&(_, hungry)) = self.starving.first() else {
                 break;
@@ -406,6 +537,7 @@ impl<C: Rest, W> Scheduler<C, W> {
                 .expect("a stack with callers is not removed");
             stack.open += 1;
             stack.connecting += 1;
+            stack.allowance = stack.allowance.map(|left| left.saturating_sub(1));
             self.permits += 1;
             actions.push(Action::Connect(hungry));
             self.note_hunger(hungry);
@@ -424,7 +556,8 @@ impl<C: Rest, W> Scheduler<C, W> {
         let Some(stack) = self.stacks.get_mut(&id) else {
             return;
         };
-        let room = stack.max.saturating_sub(stack.open) as usize;
+        let room = stack.limit().saturating_sub(stack.open);
+        let room = stack.allowance.map_or(room, |left| left.min(room)) as usize;
         let uncovered = stack.waiting.len().saturating_sub(stack.connecting as usize);
         let wanted = match uncovered.min(room) {
             0 => None,
@@ -449,6 +582,35 @@ impl<C: Rest, W> Scheduler<C, W> {
         stack.hunger = wanted;
     }
 
+    /// Takes the callers of a stack out of the queue but for the oldest.
+    fn turn_away(&mut self, id: StackId, but: usize, actions: &mut Vec<Action<C, W>>) -> Vec<W> {
+        let Some(stack) = self.stacks.get_mut(&id) else {
+            return Vec::new();
+        };
+        let Some(first) = stack.waiting.keys().nth(but).copied() else {
+            return Vec::new();
+        };
+        let away: Vec<W> = stack.waiting.split_off(&first).into_values().collect();
+        self.waiting -= away.len();
+        self.settle(id, actions);
+        away
+    }
+
+    fn close_one_at_rest(&mut self, pick: impl Fn(&C) -> bool, actions: &mut Vec<Action<C, W>>) -> bool {
+        let longest = self
+            .stacks
+            .values_mut()
+            .filter_map(|stack| Some((stack.rest.iter().position(&pick)?, stack)))
+            .min_by_key(|(at, stack)| stack.rest[*at].since());
+        let Some((at, stack)) = longest else {
+            return false;
+        };
+        let connection = stack.rest.remove(at);
+        self.resting -= 1;
+        self.close(connection, actions);
+        true
+    }
+
     fn longest_at_rest(&mut self) -> Option<C> {
         if self.resting == 0 {
             return None;
@@ -460,6 +622,12 @@ impl<C: Rest, W> Scheduler<C, W> {
             .min_by_key(|(_, stack)| stack.rest[0].since())?;
         self.resting -= 1;
         Some(stack.rest.remove(0))
+    }
+}
+
+impl<C, W> Stack<C, W> {
+    fn limit(&self) -> u32 {
+        self.ceiling.map_or(self.max, |ceiling| ceiling.min(self.max))
     }
 }
 

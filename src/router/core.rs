@@ -79,11 +79,7 @@ impl<H: Clone + Send + Sync + 'static> Core<H> {
         if let Some(settled) = self.known.settled(&name, now) {
             return self.count(settled);
         }
-        let runtime = tokio::runtime::Handle::try_current().map_err(|error| {
-            Error::new(ErrorKind::Internal)
-                .detail("asking the control plane needs a tokio runtime; call from within one")
-                .caused_by(error)
-        })?;
+        let runtime = runtime()?;
         // First, so that what is read now was read after the feed had its position, if that is quicker.
         self.follow_changes(&runtime);
         match self.known.join(&name, now, MAX_QUERIES) {
@@ -122,6 +118,26 @@ impl<H: Clone + Send + Sync + 'static> Core<H> {
     pub(super) fn feed_health(&self) -> FeedHealth {
         let health = |feed: &Arc<Feed>| feed.health(self.now());
         self.feed.as_ref().map(health).unwrap_or_default()
+    }
+
+    /// Asks the control plane about a tenant, whatever is known. If it cannot tell, nothing is forgotten.
+    pub(super) async fn reload(self: &Arc<Self>, tenant: TenantId) -> Result<Arc<Entry<H>>, Error> {
+        let runtime = runtime()?;
+        match self
+            .known
+            .join_anyway(&TenantName::Id(tenant), self.now(), MAX_QUERIES)
+        {
+            Admission::Settled(settled) => settled,
+            Admission::Refreshing(entry, worker) => {
+                self.start(&runtime, worker);
+                Ok(entry)
+            }
+            Admission::Refused(error, _) => Err(error),
+            Admission::Wait(flight, worker, _) => {
+                self.start(&runtime, worker);
+                flight.outcome().await
+            }
+        }
     }
 
     /// Starts the workers that were counted.
@@ -245,11 +261,24 @@ impl<H: Clone + Send + Sync + 'static> Routes for Arc<Core<H>> {
         Arc::clone(&entry.route).open()
     }
 
+    async fn reload(&self, tenant: TenantId) -> Result<Arc<Route>, Error> {
+        let entry = Core::reload(self, tenant).await?;
+        Arc::clone(&entry.route).open()
+    }
+
     fn age(&self, tenant: TenantId) -> Option<Duration> {
         let confirmed_at = self.known.route(tenant)?.confirmed_at();
         let age = self.now().saturating_sub(confirmed_at);
         Some(Duration::from_millis(age))
     }
+}
+
+fn runtime() -> Result<tokio::runtime::Handle, Error> {
+    tokio::runtime::Handle::try_current().map_err(|error| {
+        Error::new(ErrorKind::Internal)
+            .detail("asking the control plane needs a tokio runtime; call from within one")
+            .caused_by(error)
+    })
 }
 
 impl<H: Clone + Send + Sync + 'static> fmt::Debug for Core<H> {

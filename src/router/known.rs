@@ -176,6 +176,22 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
             && now < self.ages.refreshed_until(route)
     }
 
+    /// Joins the load of a name, also if it is known.
+    pub(super) fn join_anyway(&self, name: &TenantName, now: u64, max_workers: usize) -> Admission<H> {
+        let mut desk = self.desk();
+        if self.is_closed() {
+            return Admission::Settled(Err(ErrorKind::Closed.into()));
+        }
+        let moment = desk.flights.moment();
+        match desk.pacing.paused(now) {
+            Some(error) if !desk.flights.is_under_way(name) => Admission::Refused(error, moment),
+            _ => {
+                let (flight, worker) = start(desk.flights.join(name, max_workers));
+                Admission::Wait(flight, worker, moment)
+            }
+        }
+    }
+
     /// The loads for the next query of a worker, which ends when there are none.
     pub(super) fn take(&self, most: usize) -> Option<Batch<Arc<Entry<H>>>> {
         self.desk().flights.take(most)

@@ -10,7 +10,7 @@ use crate::{
     },
     error::{Error, ErrorKind},
     plane::{ControlDb, ControlOptions, TenantDb},
-    pool::PoolOptions,
+    pool::{BreakerOptions, PoolOptions},
     repository::{CredentialSource, PgTenants, TenantRepository},
     settings::Settings,
 };
@@ -62,6 +62,12 @@ impl Builder<PgConnectorOptions> {
     /// How many connections this process holds, and for how long.
     pub fn pool(mut self, options: PoolOptions) -> Self {
         self.settings.pool = options;
+        self
+    }
+
+    /// When a server or a login that fails is left alone, and how it is taken back.
+    pub fn breakers(mut self, options: BreakerOptions) -> Self {
+        self.settings.breakers = options;
         self
     }
 

@@ -73,11 +73,23 @@ async fn ask(db: &TenantDb) -> sqlx::Result<PgQueryResult> {
         .await
 }
 
-/// Through an executor, in a transaction and on a held connection the kind is the same.
+/// Through an executor, in a transaction and on a held connection the kind is the same; or the login is left alone after
+/// it failed, and that is why.
 async fn refused(db: &TenantDb, kind: ErrorKind, advice: &str) {
     judge_sqlx(ask(db).await, kind, advice);
-    judge_sqlx(db.begin().await.map(drop), kind, advice);
-    judge_sqlx(db.acquire().await.map(drop), kind, advice);
+    for error in [
+        db.begin().await.map(drop).unwrap_err(),
+        db.acquire().await.map(drop).unwrap_err(),
+    ] {
+        says_nothing_secret(&error);
+        let error = Error::from(error);
+        match (error.kind(), std::error::Error::source(&error)) {
+            (ErrorKind::DatabaseUnavailable { retry_after: Some(_) }, Some(cause)) => {
+                judge(cause.downcast_ref().unwrap(), kind, advice);
+            }
+            _ => judge(&error, kind, advice),
+        }
+    }
 }
 
 async fn works(db: &TenantDb) {

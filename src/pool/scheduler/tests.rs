@@ -20,6 +20,12 @@ enum Event {
     Renew(usize, u32),
     Drain(usize),
     Reap(u64, usize),
+    Hold(usize),
+    LetGo(usize, Leave),
+    Refused(usize),
+    TurnAway(usize),
+    Crowded(usize, usize),
+    Lift,
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -36,6 +42,13 @@ fn event() -> impl Strategy<Value = Event> {
         1 => ((0_usize..3), 1_u32..4).prop_map(|(stack, max)| Event::Renew(stack, max)),
         1 => (0_usize..3).prop_map(Event::Drain),
         1 => (0_u64..40, 0_usize..2).prop_map(|(age, keep)| Event::Reap(age, keep)),
+        1 => (0_usize..3).prop_map(Event::Hold),
+        1 => (0_usize..3).prop_map(|stack| Event::LetGo(stack, Leave::One)),
+        1 => (0_usize..3).prop_map(|stack| Event::LetGo(stack, Leave::All)),
+        1 => any.clone().prop_map(Event::Refused),
+        1 => (0_usize..3).prop_map(Event::TurnAway),
+        1 => (any, 0_usize..3).prop_map(|(n, stack)| Event::Crowded(n, stack)),
+        1 => Just(Event::Lift),
     ]
 }
 
@@ -60,6 +73,8 @@ impl Rest for Connection {
 #[derive(Debug, Default)]
 struct Expected {
     max: u32,
+    ceiling: Option<u32>,
+    allowance: Option<usize>,
     generation: Generation,
     drained: bool,
     rest: Vec<Connection>,
@@ -79,7 +94,9 @@ impl Expected {
         if self.drained {
             0
         } else {
-            (self.max as usize).saturating_sub(self.open())
+            let max = self.ceiling.map_or(self.max, |ceiling| ceiling.min(self.max));
+            let room = (max as usize).saturating_sub(self.open());
+            self.allowance.map_or(room, |allowance| allowance.min(room))
         }
     }
 
@@ -164,6 +181,40 @@ impl World {
     fn step(&mut self, event: Event) {
         let mut actions = Actions::new();
         match event {
+            Event::Hold(stack) => {
+                let id = self.ids[stack];
+                if !self.expected(id).drained {
+                    self.expected(id).allowance = Some(0);
+                }
+                self.scheduler.hold(id, &mut actions);
+            }
+            Event::LetGo(stack, leave) => {
+                let id = self.ids[stack];
+                let expected = self.expected(id);
+                let wants = expected.waiting.len() > expected.connecting.len();
+                expected.allowance = (leave == Leave::One && wants).then_some(1);
+                self.scheduler.let_go(id, leave, &mut actions);
+            }
+            Event::Refused(n) => {
+                if let Some((id, at)) = self.pick(n, |stack| stack.connecting.len()) {
+                    let others = self.expected(id).connecting.len() - 1;
+                    let told = self.scheduler.refuse(id, &mut actions);
+                    self.expect_away(id, others, told);
+                    self.expected(id).connecting.remove(at);
+                }
+            }
+            Event::TurnAway(stack) => {
+                let id = self.ids[stack];
+                let told = self.scheduler.turn_all_away(id, &mut actions);
+                self.expect_away(id, 0, told);
+            }
+            Event::Crowded(n, there) => self.find_room(n, there, &mut actions),
+            Event::Lift => {
+                for stack in self.stacks.values_mut() {
+                    stack.ceiling = stack.ceiling.map(|at| at + 1).filter(|at| *at < stack.max);
+                }
+                self.scheduler.lift_ceilings(&mut actions);
+            }
             Event::Arrive(stack) => self.arrive(self.ids[stack]),
             Event::Leave(n) => {
                 if let Some((id, at)) = self.pick(n, |stack| stack.waiting.len()) {
@@ -223,6 +274,7 @@ impl World {
                 let expected = self.expected(id);
                 if !expected.drained {
                     expected.max = max;
+                    (expected.ceiling, expected.allowance) = (None, None);
                     expected.generation = expected.generation.next();
                     let generation = expected.generation;
                     self.scheduler.renew(id, generation, max, 1, &mut actions);
@@ -255,6 +307,47 @@ impl World {
         }
         self.perform(actions);
         self.check();
+    }
+
+    /// The youngest callers are told, all but so many.
+    fn expect_away(&mut self, id: StackId, but: usize, told: Vec<u64>) {
+        let waiting = &mut self.expected(id).waiting;
+        let away: Vec<u64> = waiting.values().skip(but).copied().collect();
+        assert_eq!(told, away);
+        waiting.retain(|_, caller| !away.contains(caller));
+    }
+
+    fn find_room(&mut self, n: usize, there: usize, actions: &mut Actions) {
+        let Some((id, at)) = self.pick(n, |stack| stack.connecting.len()) else {
+            return;
+        };
+        let generation = self.expected(id).connecting[at];
+        let there = self.ids[there];
+        let rested: Vec<Connection> = self.stacks[&there].rest.clone();
+        let told = self
+            .scheduler
+            .crowded(id, generation, |connection| rested.contains(connection), actions);
+        let stack = self.expected(id);
+        let current = generation == stack.generation;
+        let (others, held) = (stack.connecting.len() - 1, stack.open() - stack.connecting.len());
+        if current {
+            let ceiling = held.max(1) as u32;
+            if ceiling < stack.max {
+                stack.ceiling = Some(ceiling);
+            }
+        }
+        if current && held == 0 && rested.is_empty() {
+            self.expect_away(id, others, told);
+        } else {
+            assert!(told.is_empty(), "somebody waits for what there is");
+        }
+        let closes = actions
+            .iter()
+            .filter(|action| matches!(action, Action::Close(_)))
+            .count();
+        assert!(!current || rested.is_empty() || closes > 0, "room is made");
+        self.expected(id).connecting.remove(at);
+        self.scheduler.release(id, Phase::Connecting, actions);
     }
 
     fn arrive(&mut self, id: StackId) {
@@ -346,7 +439,9 @@ impl World {
                     );
                     assert_eq!(of_this, oldest, "the oldest that starves is served first");
                     let generation = self.stacks[&id].generation;
-                    self.expected(id).connecting.push(generation);
+                    let stack = self.expected(id);
+                    stack.connecting.push(generation);
+                    stack.allowance = stack.allowance.map(|left| left - 1);
                 }
                 Action::Close(connection) => {
                     let (id, _) = self
@@ -399,6 +494,9 @@ impl World {
 
     /// Lets everything come to its end, in the best of cases.
     fn run_out(&mut self) {
+        for stack in 0..3 {
+            self.step(Event::LetGo(stack, Leave::All));
+        }
         while self
             .stacks
             .values()

@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::{
     secret::Credential,
     tenant::{Endpoint, Server, Tls, TlsMode},
+    testing::port::Port,
 };
 
 use super::{
@@ -21,9 +22,7 @@ use super::{
     account::Account,
     blocking,
     home::{Base, Home, Storage, write_private},
-    locate,
-    port::Port,
-    processes,
+    locate, processes,
     supervisor::{Program, Signal, Supervisor},
     template,
 };
@@ -32,8 +31,8 @@ use super::{
 const START: Duration = Duration::from_secs(60);
 /// A fast stop writes out a checkpoint.
 const STOP: Duration = Duration::from_secs(60);
-/// What is killed is gone at once; this covers a machine under load.
-const KILL: Duration = Duration::from_secs(10);
+/// What is killed is gone at once, and what is to halt halts; this covers a machine under load.
+const HALT: Duration = Duration::from_secs(10);
 /// Two processes would have to pick the same of 17,000 ports at the same moment, this often.
 const PORT_ATTEMPTS: u32 = 5;
 
@@ -183,7 +182,8 @@ impl Cluster {
         SecretString::from(url)
     }
 
-    /// Stops it in order: sessions are ended, everything is written out. Does nothing if it does not run.
+    /// Stops it in order: sessions are ended, everything is written out. A paused one is resumed for that. Does nothing
+    /// if it does not run.
     ///
     /// # Errors
     /// When it has not stopped after a minute.
@@ -231,6 +231,33 @@ impl Cluster {
     pub async fn restart(&self) -> Result<(), ClusterError> {
         self.blocking(|inner| inner.stop().and_then(|()| inner.start()))
             .await
+    }
+
+    /// Pauses it, the server and every one of its sessions: what a machine looks like whose disk hangs, or whose
+    /// hypervisor has stopped it. Connections stay open, new ones are accepted by the system as long as its queue has
+    /// room, and nobody answers. Does nothing if it does not run or is paused already.
+    ///
+    /// It goes on with [`Cluster::resume`], at the place where it stood. Dropping the handle ends a paused one like any
+    /// other, and so does the end of the test process.
+    ///
+    /// # Errors
+    /// When a process has not halted after ten seconds.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, it is paused all the same.
+    pub async fn pause(&self) -> Result<(), ClusterError> {
+        self.blocking(|inner| inner.pause()).await
+    }
+
+    /// Lets it go on after [`Cluster::pause`]. Does nothing if it is not paused.
+    ///
+    /// # Errors
+    /// When the process table cannot be read.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, it goes on all the same.
+    pub async fn resume(&self) -> Result<(), ClusterError> {
+        self.blocking(|inner| inner.with_supervisor(resume)).await
     }
 
     async fn blocking(
@@ -359,7 +386,7 @@ impl Inner {
 
         let mut attempt = 1;
         let port = loop {
-            let port = Port::reserve()?;
+            let port = Port::reserve().ok_or(ClusterError::NoPort)?;
             let configuration = builder.configuration(port.number(), &sockets);
             write_private(&data.join("postgresql.conf"), &configuration, &account)?;
             match launch(&mut supervisor, &data) {
@@ -392,6 +419,7 @@ impl Inner {
 
     fn stop(&self) -> Result<(), ClusterError> {
         self.with_supervisor(|supervisor| {
+            resume(supervisor)?;
             supervisor.signal(Signal::Int, &[])?;
             supervisor.wait_for_exit("stop", STOP)
         })
@@ -402,27 +430,27 @@ impl Inner {
             let Some(server) = supervisor.running() else {
                 return Ok(());
             };
-            // Stopped first, so that it neither starts another session nor collects a dead one, whose process id
-            // could otherwise be somebody else's by the time of the kill.
-            supervisor.signal(Signal::Stop, &[])?;
-            supervisor.wait("halt", KILL, || {
-                processes::find(server)
-                    .is_none_or(|process| process.state == 'T' || process.state == 'Z')
-                    .then_some(Ok(()))
-            })?;
-            let sessions: Vec<u32> = processes::all()
-                .map_err(ClusterError::io("read the process table"))?
-                .into_iter()
-                .filter(|process| process.parent == server)
-                .map(|process| process.id)
-                .collect();
+            let sessions = halt(supervisor, server)?;
             supervisor.signal(Signal::Kill, &sessions)?;
-            supervisor.wait_for_exit("die", KILL)?;
-            supervisor.wait("die with all its sessions", KILL, || {
+            supervisor.wait_for_exit("die", HALT)?;
+            supervisor.wait("die with all its sessions", HALT, || {
                 sessions
                     .iter()
                     .all(|session| processes::find(*session).is_none_or(|process| process.state == 'Z'))
                     .then_some(Ok(()))
+            })
+        })
+    }
+
+    fn pause(&self) -> Result<(), ClusterError> {
+        self.with_supervisor(|supervisor| {
+            let Some(server) = supervisor.running() else {
+                return Ok(());
+            };
+            let sessions = halt(supervisor, server)?;
+            supervisor.signal(Signal::Stop, &sessions)?;
+            supervisor.wait("halt with all its sessions", HALT, || {
+                sessions.iter().all(|session| rests(*session)).then_some(Ok(()))
             })
         })
     }
@@ -505,6 +533,30 @@ fn launch(supervisor: &mut Supervisor, data: &Path) -> Result<(), ClusterError> 
             says_ready(data, id).then_some(Ok(()))
         }
     })
+}
+
+/// Stops the server's own process, so that it neither starts another session nor collects a dead one, whose process id
+/// could then be somebody else's. Returns its sessions, which still run.
+fn halt(supervisor: &mut Supervisor, server: u32) -> Result<Vec<u32>, ClusterError> {
+    supervisor.signal(Signal::Stop, &[])?;
+    supervisor.wait("halt", HALT, || rests(server).then_some(Ok(())))?;
+    sessions_of(server)
+}
+
+fn resume(supervisor: &mut Supervisor) -> Result<(), ClusterError> {
+    match supervisor.running() {
+        Some(server) if rests(server) => supervisor.signal(Signal::Cont, &sessions_of(server)?),
+        _ => Ok(()),
+    }
+}
+
+fn sessions_of(server: u32) -> Result<Vec<u32>, ClusterError> {
+    processes::below(server).map_err(ClusterError::io("read the process table"))
+}
+
+/// Whether a process is stopped, or does nothing any more for a better reason.
+fn rests(process: u32) -> bool {
+    processes::find(process).is_none_or(|process| process.state == 'T' || process.state == 'Z')
 }
 
 /// Whether the server says that it is ready: in the eighth line of the file that holds its process id in the first

@@ -58,7 +58,6 @@ mod error;
 mod home;
 mod locate;
 mod pgbouncer;
-mod port;
 mod processes;
 mod sql;
 mod supervisor;

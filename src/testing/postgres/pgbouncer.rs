@@ -16,6 +16,7 @@ use secrecy::ExposeSecret;
 use crate::{
     secret::Credential,
     tenant::{Endpoint, Pooler},
+    testing::port::Port,
 };
 
 use super::{
@@ -24,7 +25,6 @@ use super::{
     blocking,
     home::{Base, Home, Storage, write_private},
     locate,
-    port::Port,
     supervisor::{Program, Signal, Supervisor},
 };
 
@@ -357,7 +357,7 @@ impl Inner {
         write_private(&home.path().join("users.txt"), &builder.users(), &account)?;
         let mut attempt = 1;
         let port = loop {
-            let port = Port::reserve()?;
+            let port = Port::reserve().ok_or(ClusterError::NoPort)?;
             let configuration = builder.configuration(port.number(), version);
             write_private(&home.path().join("pgbouncer.ini"), &configuration, &account)?;
             match launch(&mut supervisor, port.number()) {

@@ -22,6 +22,23 @@ pub(super) fn all() -> io::Result<Vec<Process>> {
         .collect())
 }
 
+/// A process's children, their children, and so on.
+pub(super) fn below(id: u32) -> io::Result<Vec<u32>> {
+    let all = all()?;
+    let mut family = vec![id];
+    let mut next = 0;
+    while let Some(&parent) = family.get(next) {
+        family.extend(
+            all.iter()
+                .filter(|process| process.parent == parent)
+                .map(|process| process.id),
+        );
+        next += 1;
+    }
+    family.remove(0);
+    Ok(family)
+}
+
 /// One process, if it is there.
 #[cfg(target_os = "linux")]
 pub(super) fn find(id: u32) -> Option<Process> {

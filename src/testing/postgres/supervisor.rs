@@ -42,6 +42,7 @@ pub(super) struct Program {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Signal {
+    Cont,
     Int,
     Kill,
     Quit,
@@ -51,6 +52,7 @@ pub(super) enum Signal {
 impl Signal {
     const fn name(self) -> &'static str {
         match self {
+            Self::Cont => "CONT",
             Self::Int => "INT",
             Self::Kill => "KILL",
             Self::Quit => "QUIT",

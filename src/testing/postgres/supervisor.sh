@@ -10,6 +10,8 @@
 
 home=$1
 end=$2
+# The processes that were sent STOP and not yet CONT.
+halted=
 shift 2
 
 alive() { [ -s "$home/pid" ] && ! [ -e "$home/exit" ]; }
@@ -19,7 +21,8 @@ finish() {
     if alive; then
         kill -s "$end" "$(cat "$home/pid")" 2>/dev/null
         # A stopped process takes note of no other signal than this one and KILL.
-        kill -s CONT "$(cat "$home/pid")" 2>/dev/null
+        # shellcheck disable=SC2086 # several ids
+        kill -s CONT "$(cat "$home/pid")" $halted 2>/dev/null
         turns=0
         while alive; do
             turns=$((turns + 1))
@@ -48,6 +51,8 @@ main() {
                 echo "$!" >"$home/pid"
                 echo "$!"
                 exec >/dev/null
+                # When the orders' giver dies while the program is stopped, the system sends HUP to all of this group.
+                trap '' HUP INT TERM
                 wait "$!"
                 echo "$?" >"$home/exit"
             ) </dev/null &
@@ -55,6 +60,10 @@ main() {
         signal)
             # shellcheck disable=SC2086 # the name and several ids
             kill -s $rest 2>/dev/null
+            case $rest in
+            STOP*) halted="$halted ${rest#STOP}" ;;
+            CONT* | KILL*) halted= ;;
+            esac
             echo sent
             ;;
         esac

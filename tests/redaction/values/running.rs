@@ -79,6 +79,16 @@ pub(super) const TYPES: &[(&str, How)] = &[
     ("plane::TenantTx", Public("an alias of plane::Tx")),
     ("plane::Tx", AtWork),
     ("plane::TxOptions", Public(WORD)),
+    ("pool::BreakerOptions", Public(FIGURES)),
+    (
+        "pool::BreakerScope",
+        Public("an endpoint, or the id of a data source and a role"),
+    ),
+    ("pool::BreakerState", Public("a word and a length of time")),
+    (
+        "pool::BreakerStatus",
+        Public("an endpoint, or the id of a data source and a role, and figures"),
+    ),
     ("pool::Pool", AtWork),
     ("pool::PoolOptions", Public(FIGURES)),
     ("pool::PoolStats", Public(FIGURES)),
@@ -211,6 +221,11 @@ pub(super) const TYPES: &[(&str, How)] = &[
             );
         }),
     ),
+    ("testing::proxy::Arrivals", Public(FOR_TESTS)),
+    ("testing::proxy::Counts", Public(FIGURES)),
+    ("testing::proxy::Direction", Public(WORD)),
+    ("testing::proxy::FaultProxy", Public("two addresses and figures")),
+    ("testing::proxy::NetworkFault", Public(FOR_TESTS)),
     (
         "testing::wait::TimedOut",
         Public("what a test waited for, in the test's own words"),

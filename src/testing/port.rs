@@ -2,17 +2,15 @@
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
-use super::ClusterError;
-
 /// Below the ranges from which systems take ports for outgoing connections (32768 on Linux, 49152 on macOS). A port
 /// from those could be gone when a stopped server starts again.
 const PORTS: std::ops::Range<u16> = 15_000..32_000;
 
-/// A free TCP port on 127.0.0.1, kept from other clusters for as long as this value lives, so that a stopped server
-/// finds its port free when it starts again.
+/// A free TCP port on 127.0.0.1, kept from other clusters and proxies for as long as this value lives, so that what
+/// stops listening finds its port free when it listens again.
 ///
-/// What keeps it is the UDP port of the same number: it conflicts with no TCP server, all clusters of all processes
-/// ask for it first, and the system lets go of it however the process ends.
+/// What keeps it is the UDP port of the same number: it conflicts with no TCP server, all clusters and proxies of all
+/// processes ask for it first, and the system lets go of it however the process ends.
 #[derive(Debug)]
 pub(super) struct Port {
     number: u16,
@@ -20,19 +18,14 @@ pub(super) struct Port {
 }
 
 impl Port {
-    /// Picks one at random.
-    ///
-    /// # Errors
-    /// When a thousand picks were all taken.
-    pub(super) fn reserve() -> Result<Self, ClusterError> {
-        (0..1000)
-            .find_map(|_| {
-                let random = getrandom::u32().ok()?;
-                let span = u32::from(PORTS.end - PORTS.start);
-                let offset = u16::try_from(random % span).expect("the span is that of a range of u16");
-                Self::at(PORTS.start + offset)
-            })
-            .ok_or(ClusterError::NoPort)
+    /// Picks one at random; none when a thousand picks were all taken.
+    pub(super) fn reserve() -> Option<Self> {
+        (0..1000).find_map(|_| {
+            let random = getrandom::u32().ok()?;
+            let span = u32::from(PORTS.end - PORTS.start);
+            let offset = u16::try_from(random % span).expect("the span is that of a range of u16");
+            Self::at(PORTS.start + offset)
+        })
     }
 
     fn at(number: u16) -> Option<Self> {

@@ -1,0 +1,626 @@
+//! Breakers: what is known to fail is not tried again and again.
+//!
+//! There is one for each endpoint and one for each login, kept apart from the stacks that use them, so that a stack may
+//! be replaced without its breakers being forgotten. One that is closed and that nobody has used for a while is dropped;
+//! it would be made again as it was.
+//!
+//! All of them are under one lock, which is held for moments: to let an attempt through, and to hear how it ended. What
+//! follows from a change, log lines included, is done by the caller once the lock is released.
+
+mod machine;
+mod options;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    ops::Bound,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+pub(super) use self::machine::{Admission, Outcome, Ticket, Weight};
+use self::machine::{Machine, Rules, State};
+pub use self::options::BreakerOptions;
+use super::{
+    locked,
+    scheduler::{Leave, StackId},
+};
+use crate::{
+    error::Error,
+    tenant::{CredentialVersion, DataSourceId, Endpoint, Role},
+};
+
+/// How often an open breaker says in the log how many were refused.
+const SUMMARY_EVERY: Duration = Duration::from_secs(60);
+
+/// What a breaker stands before.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum BreakerScope {
+    /// An address, for all data sources there.
+    Endpoint(Endpoint),
+    /// A login at a data source, for whatever endpoint.
+    Login {
+        /// The data source.
+        source: DataSourceId,
+        /// For what the login is.
+        role: Role,
+        /// Which of its credentials.
+        version: CredentialVersion,
+    },
+}
+
+/// What a breaker lets through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BreakerState {
+    /// Everything.
+    Closed,
+    /// Nothing, for this long; after that one attempt.
+    Open {
+        /// Until then.
+        retry_after: Duration,
+    },
+    /// Nothing but the one attempt that is under way.
+    Probing,
+    /// That many attempts at once.
+    Recovering {
+        /// How many.
+        at_once: u32,
+    },
+}
+
+/// How one breaker is doing. Holds no secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BreakerStatus {
+    /// What it stands before.
+    pub scope: BreakerScope,
+    /// What it lets through.
+    pub state: BreakerState,
+    /// Callers that it refused since it opened, or the last time that it was open.
+    pub refused: u64,
+}
+
+/// Breakers of one process.
+#[derive(Debug)]
+pub(super) struct Breakers {
+    options: BreakerOptions,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    all: HashMap<BreakerScope, Entry>,
+    refused: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    machine: Machine,
+    /// Whether it is open, for those who must know it without the lock.
+    tripped: Arc<AtomicBool>,
+    /// Whether somebody is finding out if a failure was final. Meanwhile nobody tries.
+    in_question: bool,
+    /// Attempts under way.
+    attempts: u32,
+    /// Stacks that may not connect for now.
+    held: BTreeSet<StackId>,
+    /// The one that was let go last; it comes last the next time.
+    let_go: Option<StackId>,
+    used: Instant,
+    reason: Option<Error>,
+    outage: Option<Outage>,
+    refused: u64,
+}
+
+/// An outage that the log knows of.
+#[derive(Debug)]
+struct Outage {
+    since: Instant,
+    told: Instant,
+    /// What `refused` was then.
+    refused_then: u64,
+}
+
+/// Which breakers an attempt goes by.
+#[derive(Clone, Debug)]
+pub(crate) struct Guard {
+    login: BreakerScope,
+    endpoints: Box<[BreakerScope]>,
+}
+
+impl Guard {
+    /// The breakers of a login at these endpoints.
+    pub(crate) fn new(
+        source: DataSourceId,
+        role: Role,
+        version: CredentialVersion,
+        endpoints: &[Endpoint],
+    ) -> Self {
+        Self {
+            login: BreakerScope::Login {
+                source,
+                role,
+                version,
+            },
+            endpoints: endpoints.iter().cloned().map(BreakerScope::Endpoint).collect(),
+        }
+    }
+
+    pub(super) const fn login(&self) -> &BreakerScope {
+        &self.login
+    }
+
+    pub(super) fn endpoint(&self, index: usize) -> &BreakerScope {
+        &self.endpoints[index]
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &BreakerScope> {
+        std::iter::once(&self.login).chain(&self.endpoints)
+    }
+}
+
+/// The way is free for an attempt: to this endpoint first, with these tickets.
+#[derive(Debug)]
+pub(super) struct Granted {
+    pub(super) index: usize,
+    pub(super) endpoint: Ticket,
+    pub(super) login: Ticket,
+}
+
+/// What follows from the end of an attempt.
+#[derive(Debug, Default)]
+#[must_use = "somebody may have to be told"]
+pub(super) struct Effects {
+    /// It has opened: whoever waits for nothing else is told.
+    pub(super) opened: bool,
+    line: Option<Line>,
+}
+
+/// What the log is told.
+#[derive(Clone, Debug)]
+enum Line {
+    Opened(BreakerScope, Duration, Option<Error>),
+    Closed(BreakerScope, Duration, u64),
+    Still(BreakerScope, Duration, u64),
+}
+
+impl Breakers {
+    pub(super) fn new(options: BreakerOptions) -> Self {
+        Self {
+            options,
+            entries: Mutex::default(),
+        }
+    }
+
+    /// Whether an attempt would be let through, to any endpoint. A refusal counts as one.
+    pub(super) fn look(&self, guard: &Guard, now: Instant) -> Admission<()> {
+        let mut entries = self.entries();
+        let looked = entries.look(guard, now).map(|_| ());
+        if let Admission::Refused(_) = looked {
+            entries.count_refused(guard, 1, now);
+        }
+        looked
+    }
+
+    /// The same for callers who came before, that many of whom are now told.
+    pub(super) fn count_refused(&self, guard: &Guard, callers: usize, now: Instant) {
+        self.entries().count_refused(guard, callers as u64, now);
+    }
+
+    /// For how long an attempt would be refused, if it would be.
+    pub(super) fn refuses(&self, guard: &Guard, now: Instant) -> Option<Duration> {
+        match self.entries().look(guard, now) {
+            Admission::Refused(time) => Some(time),
+            Admission::Granted(_) | Admission::Hold => None,
+        }
+    }
+
+    /// What made the last attempt fail that was.
+    pub(super) fn reason(&self, guard: &Guard) -> Option<Error> {
+        let entries = self.entries();
+        guard
+            .all()
+            .filter_map(|scope| entries.all.get(scope))
+            .filter(|entry| entry.machine.is_open())
+            .find_map(|entry| entry.reason.clone())
+    }
+
+    /// Lets an attempt through to the first endpoint that takes it, or not.
+    pub(super) fn admit(&self, guard: &Guard, now: Instant) -> Admission<Granted> {
+        let mut entries = self.entries();
+        let index = match entries.look(guard, now) {
+            Admission::Granted(index) => index,
+            Admission::Hold => return Admission::Hold,
+            Admission::Refused(time) => return Admission::Refused(time),
+        };
+        let mut admit = |scope| entries.entry(scope, &self.options, now).admit(now);
+        Admission::Granted(Granted {
+            index,
+            login: admit(&guard.login).expect("looked at under the same lock"),
+            endpoint: admit(&guard.endpoints[index]).expect("looked at under the same lock"),
+        })
+    }
+
+    /// Lets an attempt that is under way go on to another endpoint, or not.
+    pub(super) fn admit_to(&self, endpoint: &BreakerScope, now: Instant) -> Option<Ticket> {
+        self.entries().entry(endpoint, &self.options, now).admit(now)
+    }
+
+    /// Whether an endpoint is known to be dead, or is only being probed.
+    pub(super) fn is_open(&self, endpoint: &BreakerScope) -> bool {
+        let entries = self.entries();
+        let entry = entries.all.get(endpoint);
+        entry.is_some_and(|entry| entry.machine.is_open())
+    }
+
+    /// Something to see without a lock whether a breaker is open.
+    pub(super) fn tripped(&self, scope: &BreakerScope, now: Instant) -> Arc<AtomicBool> {
+        Arc::clone(&self.entries().entry(scope, &self.options, now).tripped)
+    }
+
+    /// Remembers a stack that may not connect for now, until [`Breakers::let_go`] names it. False if it may by now.
+    pub(super) fn hold(&self, stack: StackId, guard: &Guard, now: Instant) -> bool {
+        let mut entries = self.entries();
+        if entries.look(guard, now) != Admission::Hold {
+            return false;
+        }
+        for scope in guard.all() {
+            if let Some(entry) = entries.all.get_mut(scope)
+                && entry.look(now) == Admission::Hold
+            {
+                entry.held.insert(stack);
+            }
+        }
+        true
+    }
+
+    /// How many stacks are held before it.
+    pub(super) fn held(&self, scope: &BreakerScope) -> usize {
+        self.entries().all.get(scope).map_or(0, |entry| entry.held.len())
+    }
+
+    /// The next stack that is no longer held, and how far it may go.
+    pub(super) fn let_go(&self, scope: &BreakerScope, now: Instant) -> Option<(StackId, Leave)> {
+        let mut entries = self.entries();
+        let entry = entries.all.get_mut(scope)?;
+        let leave = match (entry.look(now), entry.machine.state()) {
+            (Admission::Hold, _) => return None,
+            (Admission::Granted(()), State::Recovering { .. }) => Leave::One,
+            _ => Leave::All,
+        };
+        let after = entry.let_go.map_or(Bound::Unbounded, Bound::Excluded);
+        let next = entry.held.range((after, Bound::Unbounded)).next();
+        let stack = *next.or_else(|| entry.held.first())?;
+        entry.held.remove(&stack);
+        entry.let_go = Some(stack);
+        Some((stack, leave))
+    }
+
+    /// Lets nobody else try while somebody finds out whether a failure is final. False if somebody does already.
+    pub(super) fn question(&self, scope: &BreakerScope, now: Instant) -> bool {
+        let mut entries = self.entries();
+        let entry = entries.entry(scope, &self.options, now);
+        !std::mem::replace(&mut entry.in_question, true)
+    }
+
+    /// It has been found out.
+    pub(super) fn answered(&self, scope: &BreakerScope) {
+        if let Some(entry) = self.entries().all.get_mut(scope) {
+            entry.in_question = false;
+        }
+    }
+
+    /// An attempt has ended, with this error if it failed.
+    pub(super) fn end(
+        &self,
+        scope: &BreakerScope,
+        ticket: Ticket,
+        outcome: Outcome,
+        reason: Option<&Error>,
+        now: Instant,
+    ) -> Effects {
+        let mut entries = self.entries();
+        let entry = entries.entry(scope, &self.options, now);
+        entry.attempts = entry.attempts.saturating_sub(1);
+        let before = entry.machine.is_open();
+        if matches!(outcome, Outcome::Failed(_)) {
+            entry.reason = reason.cloned();
+        }
+        let was = entry.machine.state();
+        entry.machine.end(ticket, outcome, now, random());
+        let is = entry.machine.state();
+        let after = entry.machine.is_open();
+        entry.tripped.store(after, Relaxed);
+        let mut effects = Effects::default();
+        if after && was != is && matches!(is, State::Open { .. }) {
+            effects.opened = outcome != Outcome::Abandoned;
+        }
+        match (&entry.outage, before, after) {
+            (None, _, true) => {
+                entry.refused = 0;
+                entry.outage = Some(Outage {
+                    since: now,
+                    told: now,
+                    refused_then: 0,
+                });
+                let State::Open { until } = is else {
+                    return effects;
+                };
+                let line = Line::Opened(scope.clone(), until - now, entry.reason.clone());
+                effects.line = Some(line);
+            }
+            (Some(outage), true, false) => {
+                let lasted = now.saturating_duration_since(outage.since);
+                effects.line = Some(Line::Closed(scope.clone(), lasted, entry.refused));
+                entry.outage = None;
+                entry.reason = None;
+            }
+            _ => {}
+        }
+        effects
+    }
+
+    /// A session that was established has been lost.
+    pub(super) fn suspect(&self, scope: &BreakerScope, now: Instant) {
+        self.entries().entry(scope, &self.options, now).machine.suspect();
+    }
+
+    /// Looks after what only time changes: summaries in the log, slow starts that are over, breakers that nobody needs.
+    /// Returns those before which stacks are held that need not be.
+    pub(super) fn tick(&self, now: Instant) -> Vec<BreakerScope> {
+        let mut lines = Vec::new();
+        let mut free = Vec::new();
+        let idle = self.options.longest.saturating_mul(2);
+        self.entries().all.retain(|scope, entry| {
+            entry.machine.tick(now);
+            if !entry.held.is_empty() && entry.look(now) != Admission::Hold {
+                free.push(scope.clone());
+            }
+            lines.extend(entry.summary(scope, now));
+            !entry.is_idle(now, idle)
+        });
+        for line in lines {
+            line.write();
+        }
+        free
+    }
+
+    /// How many are open, and how many callers they refused in all.
+    pub(super) fn count(&self) -> (usize, u64) {
+        let entries = self.entries();
+        let open = entries.all.values().filter(|entry| entry.machine.is_open());
+        (open.count(), entries.refused)
+    }
+
+    /// How each is doing.
+    pub(super) fn status(&self, now: Instant) -> Vec<BreakerStatus> {
+        let entries = self.entries();
+        let status = |(scope, entry): (&BreakerScope, &Entry)| BreakerStatus {
+            scope: scope.clone(),
+            state: match entry.machine.state() {
+                State::Closed { .. } => BreakerState::Closed,
+                State::Open { until } => BreakerState::Open {
+                    retry_after: until.saturating_duration_since(now),
+                },
+                State::Probing => BreakerState::Probing,
+                State::Recovering { window, .. } => BreakerState::Recovering { at_once: window },
+            },
+            refused: entry.refused,
+        };
+        entries.all.iter().map(status).collect()
+    }
+
+    /// A login has been replaced: nobody will try it again.
+    pub(super) fn retire(&self, login: &BreakerScope) {
+        let retired = self.entries().all.remove(login);
+        if retired.is_some_and(|entry| entry.outage.is_some()) {
+            tracing::info!(breaker = %login, "replaced by another login");
+        }
+    }
+
+    /// Forgets these, as nobody but a mutant does.
+    pub(super) fn forget(&self, guard: &Guard) {
+        let mut entries = self.entries();
+        for scope in guard.all() {
+            entries.all.remove(scope);
+        }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        locked(&self.entries)
+    }
+}
+
+impl Entries {
+    fn entry(&mut self, scope: &BreakerScope, options: &BreakerOptions, now: Instant) -> &mut Entry {
+        if !self.all.contains_key(scope) {
+            self.all.insert(scope.clone(), Entry::new(scope, options, now));
+        }
+        let entry = self.all.get_mut(scope).expect("it was put there");
+        entry.used = now;
+        entry
+    }
+
+    /// Whether the login lets an attempt through, and which endpoint does first.
+    fn look(&self, guard: &Guard, now: Instant) -> Admission<usize> {
+        let look = |scope| match self.all.get(scope) {
+            None => Admission::Granted(()),
+            Some(entry) => Entry::look(entry, now),
+        };
+        match look(&guard.login) {
+            Admission::Granted(()) => {}
+            Admission::Hold => return Admission::Hold,
+            Admission::Refused(time) => return Admission::Refused(time),
+        }
+        let mut best = Admission::Refused(Duration::MAX);
+        for (index, endpoint) in guard.endpoints.iter().enumerate() {
+            match (look(endpoint), &best) {
+                (Admission::Granted(()), _) => return Admission::Granted(index),
+                (Admission::Hold, _) => best = Admission::Hold,
+                (Admission::Refused(time), Admission::Refused(shortest)) if time < *shortest => {
+                    best = Admission::Refused(time);
+                }
+                (Admission::Refused(_), _) => {}
+            }
+        }
+        best
+    }
+
+    fn count_refused(&mut self, guard: &Guard, callers: u64, now: Instant) {
+        self.refused += callers;
+        for scope in guard.all() {
+            if let Some(entry) = self.all.get_mut(scope)
+                && entry.machine.is_open()
+            {
+                entry.used = now;
+                entry.refused += callers;
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn new(scope: &BreakerScope, options: &BreakerOptions, now: Instant) -> Self {
+        let slow_start = match scope {
+            BreakerScope::Endpoint(_) => Some(options.slow_start.get()),
+            // How many connect at once is up to the endpoint.
+            BreakerScope::Login { .. } => None,
+        };
+        Self {
+            machine: Machine::new(Rules {
+                failures: options.failures.get(),
+                shortest: options.shortest,
+                longest: options.longest,
+                slow_start,
+            }),
+            tripped: Arc::default(),
+            in_question: false,
+            attempts: 0,
+            held: BTreeSet::new(),
+            let_go: None,
+            used: now,
+            reason: None,
+            outage: None,
+            refused: 0,
+        }
+    }
+
+    fn look(&self, now: Instant) -> Admission<()> {
+        match self.machine.look(now) {
+            Admission::Granted(()) if self.in_question => Admission::Hold,
+            looked => looked,
+        }
+    }
+
+    fn admit(&mut self, now: Instant) -> Option<Ticket> {
+        let Admission::Granted(ticket) = self.machine.admit(now) else {
+            return None;
+        };
+        self.attempts += 1;
+        self.tripped.store(self.machine.is_open(), Relaxed);
+        Some(ticket)
+    }
+
+    fn summary(&mut self, scope: &BreakerScope, now: Instant) -> Option<Line> {
+        let refused = self.refused;
+        let outage = self.outage.as_mut()?;
+        if now.saturating_duration_since(outage.told) < SUMMARY_EVERY {
+            return None;
+        }
+        let since_then = refused - std::mem::replace(&mut outage.refused_then, refused);
+        outage.told = now;
+        let lasts = now.saturating_duration_since(outage.since);
+        Some(Line::Still(scope.clone(), lasts, since_then))
+    }
+
+    /// Whether nobody uses it, and has not for so long that what it knows is out of date.
+    fn is_idle(&self, now: Instant, idle: Duration) -> bool {
+        let unused = self.attempts == 0
+            && self.held.is_empty()
+            && !self.in_question
+            && Arc::strong_count(&self.tripped) == 1;
+        let closed = self.machine.state() == State::Closed { failures: 0 };
+        unused && (closed || now.saturating_duration_since(self.used) >= idle)
+    }
+}
+
+impl Effects {
+    /// Tells the log.
+    pub(super) fn write(&self) {
+        if let Some(line) = &self.line {
+            line.clone().write();
+        }
+    }
+}
+
+impl Line {
+    fn write(self) {
+        match self {
+            Self::Opened(scope, time, Some(reason)) => tracing::warn!(
+                breaker = %scope,
+                retry_after_ms = time.as_millis() as u64,
+                %reason,
+                "failures in a row; it is left alone for now"
+            ),
+            Self::Opened(scope, time, None) => tracing::warn!(
+                breaker = %scope,
+                retry_after_ms = time.as_millis() as u64,
+                "failures in a row; it is left alone for now"
+            ),
+            Self::Closed(scope, lasted, refused) => tracing::info!(
+                breaker = %scope,
+                after_ms = lasted.as_millis() as u64,
+                refused,
+                "it works again"
+            ),
+            Self::Still(scope, lasts, refused) => tracing::warn!(
+                breaker = %scope,
+                for_s = lasts.as_secs(),
+                refused,
+                "it still fails; callers refused since the last report"
+            ),
+        }
+    }
+}
+
+impl<T> Admission<T> {
+    fn map<U>(self, with: impl FnOnce(T) -> U) -> Admission<U> {
+        match self {
+            Self::Granted(value) => Admission::Granted(with(value)),
+            Self::Hold => Admission::Hold,
+            Self::Refused(time) => Admission::Refused(time),
+        }
+    }
+}
+
+impl fmt::Display for BreakerScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Endpoint(endpoint) => write!(f, "endpoint {endpoint}"),
+            Self::Login {
+                source,
+                role,
+                version,
+            } => write!(
+                f,
+                "login of data source {source}, role {role}, credential version {version}"
+            ),
+        }
+    }
+}
+
+/// Between 0 and 1; chance enough to keep processes from coming back together.
+fn random() -> f64 {
+    let random = uuid::Uuid::new_v4().as_u128() as u32;
+    f64::from(random) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests;
