@@ -143,7 +143,9 @@ impl Sealed<'_> {
     }
 
     fn biplane(&self, breakers: BreakerOptions) -> Biplane {
+        // Without a feed, so that what is found out is found out by who is rejected.
         Biplane::postgres(self.world.control.clone(), self.keyring.clone())
+            .without_changes()
             .pool(options(4))
             .breakers(breakers)
             .build()
