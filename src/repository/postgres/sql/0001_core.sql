@@ -227,12 +227,18 @@ $function$;
 -- payload that says where the log stands and is no more than a hint.
 create function biplane_control.append_change() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
+declare
+    reached bigint;
 begin
     perform 1 from biplane_control.meta for no key update;
-    insert into biplane_control.change (seq, tenant_id, data_source_id, kind, at)
-    select nextval('biplane_control.change_seq'), new.tenant_id, new.data_source_id, kind, clock_timestamp()
-    from unnest(new.kinds) as kind;
-    perform pg_notify('biplane_change', currval('biplane_control.change_seq')::text);
+    with appended as (
+        insert into biplane_control.change (seq, tenant_id, data_source_id, kind, at)
+        select nextval('biplane_control.change_seq'), new.tenant_id, new.data_source_id, kind, clock_timestamp()
+        from unnest(new.kinds) as kind
+        returning seq
+    )
+    select max(seq) into reached from appended;
+    perform pg_notify('biplane_change', reached::text) where reached is not null;
     return null;
 end
 $function$;
