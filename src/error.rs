@@ -19,6 +19,8 @@ pub struct Error {
 }
 
 /// The kinds of failure. "Could not tell" is never "does not exist".
+///
+/// [A page](crate::manual::errors) has the HTTP status, the gRPC code and the next step for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {

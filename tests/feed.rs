@@ -20,7 +20,11 @@ use biplane::{
     },
     router::{Builder, CacheOptions, FeedEngine, FeedOptions},
     tenant::{InstanceId, Isolation, Location, Pooler, Slug, Tenant, TenantRef, TenantStatus},
-    testing::{postgres::Cluster, wait},
+    testing::{
+        postgres::Cluster,
+        proxy::{Direction, FaultProxy, NetworkFault},
+        wait,
+    },
 };
 use control::{
     ADMIN, Postgres, ROUTER, by_hand, cluster, create_role, grants, handle, login, owner, pg_dump, postgres,
@@ -502,4 +506,54 @@ async fn a_page_is_as_long_as_it_is_said_to_be_and_all_of_them_act() {
     .await
     .unwrap();
     becomes("the last of them acts", &held, SUSPENDED).await;
+}
+
+/// A process whose connections to the control plane, the listening one among them, all break at once in this way, and
+/// which nobody tells. New ones are well.
+async fn goes_on_after(breaks: impl FnOnce(&FaultProxy)) {
+    const TIMEOUT: Duration = Duration::from_secs(5);
+    let control = postgres().await;
+    let server = cluster().await.server(&control.database);
+    let proxy = FaultProxy::start(&server.endpoints[0]).await.unwrap();
+    let options = ControlOptions::new(proxy.through(&server).unwrap(), login(ROUTER));
+    let tenants = PgTenants::new(ControlDb::connect(options).unwrap());
+    let cache = CacheOptions::default().fresh_for(HOUR).load_timeout(TIMEOUT);
+    let router = Biplane::memory(tenants, |_| ())
+        .cache(cache)
+        .feed(FeedOptions::default().query_timeout(TIMEOUT))
+        .build()
+        .unwrap();
+    listening(&router).await;
+    let acme = tenant(&control.pg_admin(), "acme").await;
+    let held = held(&router, &acme).await;
+    acts(&control, &held, &acme).await;
+
+    breaks(&proxy);
+    acts(&control, &held, &acme).await;
+    // A listener that is silent for good is found by what it does not tell, and replaced.
+    let replaced = async || {
+        acts(&control, &held, &acme).await;
+        router.stats().feed.push_losses > 0 && router.stats().feed.listening
+    };
+    wait::until("it listens anew", PATIENCE, replaced).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_change_acts_after_the_network_swallows_everything() {
+    goes_on_after(|proxy| proxy.set_open(Direction::Both, NetworkFault::BlackHole)).await;
+}
+
+#[tokio::test]
+async fn a_change_acts_after_the_network_swallows_what_the_control_plane_says() {
+    goes_on_after(|proxy| proxy.set_open(Direction::ToClient, NetworkFault::BlackHole)).await;
+}
+
+#[tokio::test]
+async fn a_change_acts_after_connections_are_half_closed() {
+    goes_on_after(|proxy| proxy.set_open(Direction::ToClient, NetworkFault::HalfClose)).await;
+}
+
+#[tokio::test]
+async fn a_change_acts_after_connections_are_reset() {
+    goes_on_after(FaultProxy::reset).await;
 }

@@ -10,7 +10,7 @@ use std::{
 use biplane::{
     error::{Error, ErrorKind},
     keyring::{KeyId, KeyMaterial, KeyState, Keyring, LiveKeyring},
-    presence::{Distribution, Heartbeat, PRESUMED_DEAD, missing},
+    presence::{Distribution, Heartbeat, PRESUMED_DEAD, WaitError, missing, wait_applied},
     repository::{Beat, Instance, Instances, KeyReport, MemoryControl},
     tenant::{InstanceId, Seq},
     testing::faulty::{Fault, FaultyRepository},
@@ -534,4 +534,75 @@ impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Lines {
         });
         self.0.lock().unwrap().push(line);
     }
+}
+
+/// A fleet that has applied so much of the change log.
+async fn applied(fleet: &Fleet, instance: usize, seq: u64) {
+    let beat = Beat::new(fleet.ids[instance], format!("service-{instance}")).applied(Seq::new(seq));
+    fleet.control.beat(&beat).await.unwrap();
+}
+
+async fn wait(fleet: &Fleet, seq: u64, timeout: Duration) -> Result<(), WaitError> {
+    wait_applied(&fleet.control, Seq::new(seq), PRESUMED_DEAD, timeout).await
+}
+
+#[tokio::test]
+async fn a_change_is_applied_when_every_live_instance_has_it() {
+    let fleet = Fleet::of(3);
+    for (instance, seq) in [(0, 7), (1, 6), (2, 9)] {
+        applied(&fleet, instance, seq).await;
+    }
+    wait(&fleet, 6, Duration::ZERO).await.unwrap();
+    let refused = wait(&fleet, 8, Duration::ZERO).await.unwrap_err();
+    let WaitError::NotApplied(refused) = &refused else {
+        panic!("{refused}");
+    };
+    let lagging: Vec<_> = refused
+        .lagging
+        .iter()
+        .map(|one| (&*one.service, one.applied))
+        .collect();
+    assert_eq!(lagging, [("service-0", Seq::new(7)), ("service-1", Seq::new(6))]);
+    let text = refused.to_string();
+    assert!(
+        text.starts_with("change 8 is not applied by 2 instances: service-0 "),
+        "{text}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_hears_when_the_last_one_has_it() {
+    let fleet = Fleet::of(2);
+    applied(&fleet, 0, 5).await;
+    applied(&fleet, 1, 4).await;
+    let last = async {
+        tokio::time::sleep(seconds(20)).await;
+        applied(&fleet, 1, 5).await;
+    };
+    let (outcome, ()) = tokio::join!(wait(&fleet, 5, seconds(60)), last);
+    outcome.unwrap();
+}
+
+#[tokio::test]
+async fn with_nobody_known_nothing_is_applied_and_the_dead_hold_nobody_up() {
+    let fleet = Fleet::of(2);
+    let refused = wait(&fleet, 1, Duration::ZERO).await.unwrap_err();
+    assert!(refused.to_string().starts_with("no live instance"), "{refused}");
+
+    applied(&fleet, 0, 1).await;
+    for _ in 0..11 {
+        fleet.control.advance(seconds(30));
+        applied(&fleet, 1, 3).await;
+    }
+    wait(&fleet, 3, Duration::ZERO).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_control_plane_that_cannot_be_asked_is_said_so_at_the_deadline() {
+    let faulty = FaultyRepository::new(MemoryControl::new());
+    faulty.set(Fault::Unreachable);
+    let refused = wait_applied(&faulty, Seq::new(1), PRESUMED_DEAD, seconds(3))
+        .await
+        .unwrap_err();
+    assert!(matches!(refused, WaitError::Presence(_)), "{refused}");
 }

@@ -1,5 +1,10 @@
 //! Pages to read, one for each module here. There is no code.
 
+/// Every kind of error: HTTP status, gRPC code, and what to do.
+pub mod errors {
+    #![doc = include_str!("errors.md")]
+}
+
 /// The format of sealed values: enough to write another opener and sealer, in any language.
 pub mod keyring_format {
     #![doc = include_str!("keyring_format.md")]

@@ -84,7 +84,7 @@ impl Distribution {
             let opens = holder.state.is_some_and(KeyState::opens);
             let silent =
                 instance.silent >= presumed_dead && !cfg!(biplane_mutant = "silent_instances_count_as_ready");
-            let group = if silent && missed(instance, &instances) >= presumed_dead {
+            let group = if silent && is_presumed_dead(instance, &instances, presumed_dead) {
                 &mut distribution.presumed_dead
             } else if opens && !silent {
                 &mut distribution.ready
@@ -164,6 +164,11 @@ impl fmt::Display for NotEverywhere {
 }
 
 impl std::error::Error for NotEverywhere {}
+
+/// Whether it was silent for so long, while another was heard.
+pub(super) fn is_presumed_dead(instance: &Instance, all: &[Instance], presumed_dead: Duration) -> bool {
+    instance.silent >= presumed_dead && missed(instance, all) >= presumed_dead
+}
 
 /// For how long the instance was silent while another was heard without a gap, so that the control plane could be reached.
 fn missed(instance: &Instance, all: &[Instance]) -> Duration {

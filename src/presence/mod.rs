@@ -3,6 +3,7 @@
 //! - [`Heartbeat`]: a task that tells the control plane, every few seconds, and when something changed.
 //! - [`missing`]: who has a key and who does not, which is what promoting it depends on: sealed under a key that a process
 //!   has not loaded, a value does not open there.
+//! - [`wait_applied`]: waits until a change of the control plane acts in every live process.
 //!
 //! Presence is no lease. A process that cannot tell the control plane goes on working, and so does one that has been
 //! silent for long; what follows from silence is for whoever asks.
@@ -36,8 +37,10 @@
 //! # }
 //! ```
 
+mod applied;
 mod distribution;
 mod heartbeat;
 
+pub use applied::{Lagging, NotApplied, WaitError, wait_applied};
 pub use distribution::{Distribution, Holder, NotEverywhere, PRESUMED_DEAD, missing};
 pub use heartbeat::{Heartbeat, HeartbeatBuilder};

@@ -39,7 +39,19 @@ pub(super) const TYPES: &[(&str, How)] = &[
         "presence::Holder",
         Public("an id, a state and the name of a service"),
     ),
+    (
+        "presence::Lagging",
+        Public("an id, the name of a service, and figures"),
+    ),
+    (
+        "presence::NotApplied",
+        Public("ids, names of services, and figures"),
+    ),
     ("presence::NotEverywhere", AtWork),
+    (
+        "presence::WaitError",
+        Public("one of two errors, each shown by itself"),
+    ),
     (
         "repository::Actor",
         Public("a name and a reason, which the audit keeps, as its contract says"),
