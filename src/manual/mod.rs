@@ -19,3 +19,8 @@ pub mod keyring_threats {
 pub mod keys {
     #![doc = include_str!("keys.md")]
 }
+
+/// What happens when a server, a network, a pooler or this process fails, each with the test that shows it.
+pub mod what_happens_when {
+    #![doc = include_str!("what_happens_when.md")]
+}

@@ -1,5 +1,8 @@
-//! The page of errors names every kind, once, in the order of the enum, and nothing that is none.
+//! Pages of the manual keep up with the code: the page of errors names every kind, once and in the order of the enum, and
+//! every test that a page names is there.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::{collections::BTreeSet, fs, path::Path};
 
 /// The variants as the source has them, in order.
 fn kinds() -> Vec<String> {
@@ -59,4 +62,43 @@ fn only_what_the_control_plane_has_said_is_not_found() {
         .map(|row| row[0].trim_matches('`'))
         .collect();
     assert_eq!(not_found, ["UnknownTenant", "InvalidName", "Inactive"]);
+}
+
+/// The names of all functions under a directory.
+fn functions(directory: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            functions(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let names = text
+                .lines()
+                .filter_map(|line| line.split_once("fn ")?.1.split('(').next());
+            found.extend(names.map(str::to_owned));
+        }
+    }
+}
+
+#[test]
+fn every_test_that_the_page_of_failures_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut tests = BTreeSet::new();
+    functions(&root.join("tests"), &mut tests);
+    functions(&root.join("src"), &mut tests);
+    let page = include_str!("../src/manual/what_happens_when.md");
+    // Settings have short names; those of tests are sentences.
+    let named: Vec<&str> = page
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|name| name.matches('_').count() >= 4)
+        .collect();
+    assert!(named.len() > 40, "{}", named.len());
+    for name in named {
+        assert!(
+            tests.contains(name),
+            "the page names {name}, and there is no such test"
+        );
+    }
 }
