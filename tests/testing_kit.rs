@@ -83,7 +83,7 @@ async fn a_status_acts_at_once_on_a_handle_that_is_held() {
     assert_eq!(db.read(Notes::clone).await.unwrap(), ["kept"]);
 }
 
-/// A change that nobody announced is noticed when the route is no longer fresh, and a test need not wait for that.
+/// A change that nobody announced is noticed when the route is too old to be served, and a test need not wait for that.
 #[tokio::test]
 async fn time_passes_when_the_test_says_so() {
     let stack = stack(&["acme"]).await;
@@ -98,7 +98,7 @@ async fn time_passes_when_the_test_says_so() {
         .await
         .unwrap();
     assert_eq!(db.read(Notes::len).await.unwrap(), 0);
-    stack.clock().advance(CacheOptions::default().fresh_for * 2);
+    stack.clock().advance(CacheOptions::default().refresh_for);
     let refused = db.read(Notes::len).await.unwrap_err();
     assert!(matches!(refused.kind(), ErrorKind::Inactive { .. }), "{refused}");
 }

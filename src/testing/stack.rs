@@ -13,6 +13,10 @@ use crate::{
 
 /// A control plane, a router and a `T` for every tenant, all in memory, on a clock that the test moves.
 ///
+/// Nothing happens behind the test's back: the router follows no changes. What is changed through the stack is announced
+/// to it at once; what is changed through its [`control`](MemoryStack::control) alone acts as time passes, by the rules of
+/// [`CacheOptions`](crate::router::CacheOptions).
+///
 /// ```
 /// use biplane::{error::ErrorKind, tenant::TenantStatus, testing::MemoryStack};
 ///
@@ -54,6 +58,7 @@ impl<T: Clone + Send + Sync + 'static> MemoryStack<T> {
         let clock = Clock::manual();
         let biplane = Biplane::memory(control.clone(), make)
             .clock(clock.clone())
+            .without_changes()
             .build()
             .expect("the default settings are valid");
         Self {
