@@ -2,7 +2,10 @@
 
 use std::{
     cell::Cell,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    sync::atomic::{
+        AtomicU32, AtomicU64,
+        Ordering::{Acquire, Relaxed, Release},
+    },
     time::Duration,
 };
 
@@ -59,7 +62,7 @@ pub(super) struct Counters {
     pub(super) served_stale: AtomicU64,
 }
 
-/// As many as most machines have threads that serve requests.
+/// As many as most machines have threads that serve requests, and as there are bits in [`TAKEN`].
 const LINES: usize = 32;
 
 /// What processors fetch at a time.
@@ -67,17 +70,35 @@ const LINES: usize = 32;
 #[repr(align(128))]
 struct Line(AtomicU64);
 
-/// The threads that have looked something up, in order; a number is not used again.
-static THREADS: AtomicUsize = AtomicUsize::new(0);
+/// The lines that belong to a thread, a bit for each. A line has one owner at a time, in every router.
+static TAKEN: AtomicU32 = AtomicU32::new(0);
+
+/// Nobody's line yet.
+const NONE: usize = usize::MAX;
 
 thread_local! {
-    static THREAD: Cell<usize> = const { Cell::new(usize::MAX) };
+    static LINE: Cell<usize> = const { Cell::new(NONE) };
+    static OWNED: Owned = const { Owned };
+}
+
+/// Gives the line of a thread back when the thread ends.
+struct Owned;
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // What the thread counts after this goes where everybody may write.
+        let line = LINE.replace(LINES);
+        if line < LINES {
+            // The next owner goes on from what this one has counted.
+            TAKEN.fetch_and(!(1 << line), Release);
+        }
+    }
 }
 
 impl Counters {
     #[inline]
     pub(super) fn hit(&self) {
-        match self.own_hits.get(thread()) {
+        match self.own_hits.get(line()) {
             // Nobody else writes here, so that it needs no locked instruction, which would cost as much as the lookup.
             Some(Line(own)) => own.store(own.load(Relaxed).wrapping_add(1), Relaxed),
             None => {
@@ -123,12 +144,56 @@ impl Counters {
     }
 }
 
+/// The line of this thread, or a number beyond them all.
 #[inline]
-fn thread() -> usize {
-    THREAD.with(|own| {
-        if own.get() == usize::MAX {
-            own.set(THREADS.fetch_add(1, Relaxed));
+fn line() -> usize {
+    match LINE.get() {
+        NONE => take_line(),
+        line => line,
+    }
+}
+
+#[cold]
+fn take_line() -> usize {
+    let lowest = |taken: u32| (taken != u32::MAX).then(|| taken | (taken + 1));
+    let line = match TAKEN.fetch_update(Acquire, Relaxed, lowest) {
+        Ok(taken) => taken.trailing_ones() as usize,
+        Err(_full) => LINES,
+    };
+    LINE.set(line);
+    // It fails in a thread that is ending, which gives nothing back any more.
+    if OWNED.try_with(|_| ()).is_err() {
+        drop(Owned);
+    }
+    LINE.get()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Several rounds of more threads than there are lines.
+    #[test]
+    fn every_hit_counts_whoever_came_before_and_however_many_come_at_once() {
+        let (counters, threads, hits) = (Counters::default(), 3 * LINES, 1_000);
+        for round in 1..=20 {
+            std::thread::scope(|scope| {
+                for _ in 0..threads {
+                    scope.spawn(|| (0..hits).for_each(|_| counters.hit()));
+                }
+            });
+            let counted = counters.snapshot(0, ConnectorStats::default(), FeedHealth::default());
+            assert_eq!(counted.hits, round * (threads * hits) as u64);
         }
-        own.get()
-    })
+    }
+
+    #[test]
+    fn a_thread_that_ended_leaves_its_line_to_the_next() {
+        // Other tests hold lines too, so that one thread alone may find none; but nothing ever leaks.
+        let mut own = 0;
+        for _ in 0..100 * LINES {
+            own += usize::from(std::thread::spawn(line).join().unwrap() < LINES);
+        }
+        assert!(own > 50 * LINES, "only {own} threads had a line of their own");
+    }
 }
