@@ -270,6 +270,11 @@ async fn a_control_plane_that_was_killed_is_followed_again() {
     for held in &handles {
         acts(&control, held, &acme).await;
     }
+    // Each waited for one of them alone, and whoever still knows a tenant as suspended keeps it out.
+    for (router, held) in [&push, &poll].into_iter().zip(&handles) {
+        applies_all(&control, router).await;
+        becomes("it is open everywhere", held, None).await;
+    }
     own.kill().await.unwrap();
     wait::until("both notice", PATIENCE, async || {
         !push.stats().feed.listening && poll.stats().feed.failing_for.is_some()
@@ -329,17 +334,14 @@ async fn a_control_plane_that_was_restored_is_believed_with_lower_versions() {
     run(&mut superuser, format!("create database {database}"))
         .await
         .unwrap();
-    psql(database, &dump).await.unwrap();
+    // As one transaction, so that nobody sees half of it.
+    let another_life = "update biplane_control.meta set incarnation = gen_random_uuid()";
+    psql(database, &format!("begin;\n{dump}\n{another_life};\ncommit;\n"))
+        .await
+        .unwrap();
     psql(database, &ControlSchema::install_sql(&grants()))
         .await
         .unwrap();
-    let mut restored = owner(database).await;
-    run(
-        &mut restored,
-        "update biplane_control.meta set incarnation = gen_random_uuid()",
-    )
-    .await
-    .unwrap();
     let suspended = turn(&control, &acme, TenantStatus::Suspended).await;
     assert!(suspended.version < before.version);
     for (router, held) in [&push, &poll].into_iter().zip(&handles) {

@@ -11,6 +11,7 @@ use std::{
 use async_trait::async_trait;
 use biplane::{
     Biplane, TenantRouter,
+    breaker::BreakerStatus,
     error::{Error, ErrorKind},
     router::RouterStats,
     tenant::{Slug, TenantId, TenantRef},
@@ -55,6 +56,10 @@ impl TenantRouter for ByHand {
         stats.hits = 7;
         stats
     }
+
+    fn breakers(&self) -> Vec<BreakerStatus> {
+        Vec::new()
+    }
 }
 
 #[tokio::test]
@@ -77,6 +82,7 @@ async fn a_router_written_by_hand_works_inside_biplane() {
     biplane.invalidate(TenantId::new()).await;
     biplane.clone().close(Duration::from_secs(1)).await;
     assert_eq!(biplane.stats().hits, 7);
+    assert_eq!(biplane.breakers(), []);
     assert_eq!(router.invalidated.load(Ordering::Relaxed), 1);
     assert_eq!(router.closed.load(Ordering::Relaxed), 1);
 }

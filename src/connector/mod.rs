@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use self::freshness::Freshness;
 pub(crate) use self::freshness::Standing;
 use crate::{
+    breaker::BreakerStatus,
     error::{Error, ErrorKind},
     tenant::{Access, DataSource, Tenant, TenantId, TenantRecord, Version},
 };
@@ -44,6 +45,9 @@ pub trait Connector: Debug + Send + Sync + 'static {
 
     /// How its connections are doing.
     fn stats(&self) -> ConnectorStats;
+
+    /// How each of its breakers is doing; none for a connector that has none.
+    fn breakers(&self) -> Vec<BreakerStatus>;
 }
 
 /// How a connector's connections are doing.

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use super::{Biplane, CacheOptions, Clock, FeedOptions, Router, feed::Feed};
 use crate::{
+    breaker::BreakerStatus,
     connector::{
         Connector, ConnectorStats, TenantRoute,
         memory::{MemoryConnector, MemoryDb},
@@ -200,6 +201,10 @@ where
 
     fn stats(&self) -> ConnectorStats {
         self.inner.stats()
+    }
+
+    fn breakers(&self) -> Vec<BreakerStatus> {
+        self.inner.breakers()
     }
 }
 

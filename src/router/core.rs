@@ -224,7 +224,12 @@ impl<H: Clone + Send + Sync + 'static> Worker<H> {
         loop {
             // Whoever is about to ask as well does so first, and shares the query.
             tokio::task::yield_now().await;
-            self.batch = self.core.known.take(MAX_NAMES);
+            let most = if cfg!(biplane_mutant = "each_name_is_a_query") {
+                1
+            } else {
+                MAX_NAMES
+            };
+            self.batch = self.core.known.take(most);
             let Some(batch) = &self.batch else {
                 self.done = true;
                 return;

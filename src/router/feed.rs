@@ -182,6 +182,10 @@ impl Feed {
         );
     }
 
+    fn is_failing(&self) -> bool {
+        self.state().failing_since.is_some()
+    }
+
     fn could_read(&self) {
         if self.state().failing_since.take().is_some() {
             tracing::info!("the change log can be read again");
@@ -235,6 +239,9 @@ impl Jitter {
 
     /// Something between half the time and all of it.
     fn upper_half(&mut self, time: Duration) -> Duration {
+        if cfg!(biplane_mutant = "listeners_come_back_in_step") {
+            return time;
+        }
         scaled(time, 0.5 + 0.5 * self.fraction())
     }
 

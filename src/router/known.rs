@@ -99,8 +99,13 @@ pub(super) struct StartWorker;
 impl<H: Clone + Send + Sync + 'static> Known<H> {
     pub(super) fn new(options: CacheOptions, table: &Arc<Table<H>>) -> Self {
         // The oldest make room: a scan pushes out other unknown names and nothing else.
+        let most = if cfg!(biplane_mutant = "every_unknown_name_is_remembered") {
+            u64::MAX
+        } else {
+            options.unknown_names
+        };
         let unknown = moka::sync::Cache::builder()
-            .max_capacity(options.unknown_names)
+            .max_capacity(most)
             .eviction_policy(moka::policy::EvictionPolicy::lru())
             .build();
         Self {

@@ -46,6 +46,7 @@ use self::{core::Core, feed::Feed, table::Table};
 #[cfg(feature = "postgres")]
 use crate::plane::TenantDb;
 use crate::{
+    breaker::BreakerStatus,
     connector::{Connector, Routes, TenantRoute},
     error::{Error, ErrorKind},
     repository::TenantRepository,
@@ -102,6 +103,9 @@ pub trait TenantRouter: Debug + Send + Sync + 'static {
 
     /// How the router is doing.
     fn stats(&self) -> RouterStats;
+
+    /// How each breaker is doing: what is left alone for now, and until when.
+    fn breakers(&self) -> Vec<BreakerStatus>;
 }
 
 /// A router, as a service holds it: cheap to clone, and without a type parameter to carry through the application.
@@ -166,6 +170,14 @@ impl<H: Clone + Send + Sync + 'static> Biplane<H> {
     #[must_use]
     pub fn stats(&self) -> RouterStats {
         self.0.stats()
+    }
+
+    /// How each breaker is doing that stands before something in use, or that is open: which endpoints and logins are
+    /// left alone for now, until when, and how many callers that has cost. [`RouterStats::connector`] has their number.
+    /// It is for those who look, and takes time in proportion to the endpoints and logins in use.
+    #[must_use]
+    pub fn breakers(&self) -> Vec<BreakerStatus> {
+        self.0.breakers()
     }
 
     /// Up to where the changes of the control plane act in this process, for the heartbeat that tells others;
@@ -300,6 +312,13 @@ impl<C: Connector> TenantRouter for Router<C> {
         let core = &self.core;
         core.counters
             .snapshot(core.known.tenants(), self.connector.stats(), core.feed_health())
+    }
+
+    fn breakers(&self) -> Vec<BreakerStatus> {
+        if cfg!(biplane_mutant = "breakers_are_not_told") {
+            return Vec::new();
+        }
+        self.connector.breakers()
     }
 }
 

@@ -1,5 +1,8 @@
 //! A control plane in memory that breaks one promise.
 
+#[path = "wrong_push.rs"]
+mod push;
+
 use std::{
     collections::{HashMap, HashSet},
     num::NonZeroU32,
@@ -53,6 +56,12 @@ pub(crate) enum How {
     OldKeysStay,
     KeysAreNeverIdle,
     SilenceIsNotCounted,
+    PruningTakesAll,
+    PushTellsOnce,
+    PushTellsTheFirstListenerAlone,
+    PushTellsTooSoon,
+    PushLagsBehind,
+    PushTellsBeats,
 }
 
 #[derive(Clone, Debug)]
@@ -60,6 +69,8 @@ pub(crate) struct Wrong {
     how: How,
     inner: MemoryControl,
     sources: Arc<Mutex<HashMap<DataSourceId, Arc<DataSource>>>>,
+    beats: push::Beats,
+    listened_to: push::Listened,
 }
 
 impl Wrong {
@@ -68,6 +79,8 @@ impl Wrong {
             how,
             inner: MemoryControl::new(),
             sources: Arc::default(),
+            beats: push::Beats::default(),
+            listened_to: push::Listened::default(),
         }
     }
 
@@ -424,6 +437,8 @@ impl Instances for Wrong {
             beat.keys
                 .extend(old.into_iter().filter(|old| !new.contains(&old.id)));
         }
+        // Nobody may be listening.
+        let _ = self.beats.0.send(());
         self.inner.beat(&beat).await
     }
 
@@ -484,7 +499,10 @@ impl Backend for Wrong {
         self.inner.advance(time);
     }
 
-    async fn prune(&self) {
-        self.inner.prune_changes(Duration::ZERO);
+    async fn prune(&self, keep: Duration) {
+        self.inner.prune_changes(match self.how {
+            How::PruningTakesAll => Duration::ZERO,
+            _ => keep,
+        });
     }
 }

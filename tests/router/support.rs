@@ -14,6 +14,7 @@ use std::{
 use async_trait::async_trait;
 use biplane::{
     Biplane,
+    breaker::BreakerStatus,
     connector::{Connector, ConnectorStats, TenantRoute, memory::MemoryDb},
     error::{Error, ErrorKind},
     repository::{
@@ -167,6 +168,10 @@ impl Connector for Records {
 
     fn stats(&self) -> ConnectorStats {
         ConnectorStats::default()
+    }
+
+    fn breakers(&self) -> Vec<BreakerStatus> {
+        Vec::new()
     }
 }
 

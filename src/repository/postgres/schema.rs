@@ -44,6 +44,10 @@ const LEVEL: &str = "begin isolation level read committed";
 /// `update biplane_control.meta set incarnation = gen_random_uuid()`. Versions and positions in the change log may have
 /// fallen, and by the new incarnation readers know to accept that once.
 ///
+/// Where processes go on meanwhile, restore the dump and set the incarnation in one transaction (`begin` before the text
+/// of `pg_dump`, the update and `commit` after it): whoever reads half a control plane is told, truly, that a tenant is
+/// not there.
+///
 /// Which processes live is in a backup too, and means nothing there: rows of another day are forgotten with the first beat
 /// after the restore.
 ///

@@ -136,7 +136,11 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
         }
         // Each name may be asked for again at a time of its own, after three quarters of the time at the earliest.
         let longest = clock::millis(known.options.unknown_for);
-        let shorter = known.jitter.hash_one((name, self.now)) % (longest / 4 + 1);
+        let shorter = if cfg!(biplane_mutant = "unknown_names_run_out_together") {
+            0
+        } else {
+            known.jitter.hash_one((name, self.now)) % (longest / 4 + 1)
+        };
         let until = self.now.saturating_add(longest - shorter);
         known.unknown.insert(name.clone(), until);
     }

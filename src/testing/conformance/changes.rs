@@ -1,6 +1,6 @@
 //! What a [`ChangeLog`] must do while one writer works at a time.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Backend,
@@ -180,7 +180,7 @@ pub async fn a_reader_that_fell_behind_is_told(backend: &dyn Backend) {
     let log = backend.changes();
     let behind = log.since(start, at_most(100)).await.expect("it answers");
     assert!(!behind.truncated, "nothing was pruned yet");
-    backend.prune().await;
+    backend.prune(Duration::ZERO).await;
     let behind = log.since(start, at_most(100)).await.expect("it answers");
     assert!(behind.truncated);
     assert_eq!(behind.changes, []);
@@ -194,6 +194,30 @@ pub async fn a_reader_that_fell_behind_is_told(backend: &dyn Backend) {
     assert!(current.changes[0].seq > middle.seq);
     let behind = log.since(start, at_most(100)).await.expect("it answers");
     assert!(behind.truncated && behind.changes == current.changes);
+}
+
+/// Pruning takes what is older than it is told to keep, and nothing younger; a reader of what is young is told nothing.
+pub async fn history_is_pruned_by_age(backend: &dyn Backend) {
+    const HOUR: Duration = Duration::from_secs(60 * 60);
+    let world = World::of(backend);
+    let start = backend.changes().head().await.expect("it answers").seq;
+    world.source("old").await;
+    let middle = backend.changes().head().await.expect("it answers").seq;
+    backend.pass(2 * HOUR).await;
+    world.source("young").await;
+    let log = backend.changes();
+    backend.prune(3 * HOUR).await;
+    let whole = log.since(start, at_most(100)).await.expect("it answers");
+    assert!(
+        !whole.truncated && whole.changes.len() == 2,
+        "nothing is that old"
+    );
+    backend.prune(HOUR).await;
+    let behind = log.since(start, at_most(100)).await.expect("it answers");
+    assert!(behind.truncated, "what is older is gone");
+    let current = log.since(middle, at_most(100)).await.expect("it answers");
+    assert!(!current.truncated);
+    assert_eq!(current.changes, whole.changes[1..], "and what is younger is not");
 }
 
 struct Log {

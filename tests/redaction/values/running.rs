@@ -23,6 +23,15 @@ use crate::{
 };
 
 pub(super) const TYPES: &[(&str, How)] = &[
+    (
+        "breaker::BreakerScope",
+        Public("an endpoint, or the id of a data source and a role"),
+    ),
+    ("breaker::BreakerState", Public("a word and a length of time")),
+    (
+        "breaker::BreakerStatus",
+        Public("an endpoint, or the id of a data source and a role, and figures"),
+    ),
     ("connector::ConnectorStats", Public(FIGURES)),
     ("connector::Route", AtWork),
     ("connector::TenantRoute", AtWork),
@@ -80,15 +89,6 @@ pub(super) const TYPES: &[(&str, How)] = &[
     ("plane::Tx", AtWork),
     ("plane::TxOptions", Public(WORD)),
     ("pool::BreakerOptions", Public(FIGURES)),
-    (
-        "pool::BreakerScope",
-        Public("an endpoint, or the id of a data source and a role"),
-    ),
-    ("pool::BreakerState", Public("a word and a length of time")),
-    (
-        "pool::BreakerStatus",
-        Public("an endpoint, or the id of a data source and a role, and figures"),
-    ),
     ("pool::Pool", AtWork),
     ("pool::PoolOptions", Public(FIGURES)),
     ("pool::PoolStats", Public(FIGURES)),
