@@ -4,7 +4,6 @@
 //! Tokio's time is paused, so that looks come as soon as the test waits; the router's clock moves by hand.
 
 use std::{
-    cell::RefCell,
     num::NonZeroU32,
     sync::{Arc, Mutex},
     time::Duration,
@@ -29,10 +28,11 @@ use biplane::{
 use tokio::time::Instant;
 
 use crate::support::{
-    Gate, LogGate, Notes, Record, Records, Steps, Whisper, by, kind, seconds, settle, slug,
+    Gate, LogGate, Notes, Record, Records, Steps, Whisper, by, kind, listen_to_the_log, logged, seconds,
+    settle, slug,
 };
 
-const SUSPENDED: Option<ErrorKind> = Some(ErrorKind::Inactive {
+pub(crate) const SUSPENDED: Option<ErrorKind> = Some(ErrorKind::Inactive {
     status: TenantStatus::Suspended,
 });
 
@@ -525,20 +525,20 @@ async fn a_resynchronisation_comes_in_batches_at_its_own_pace() {
 
 /// A control plane that can be replaced by another, as by a restore.
 #[derive(Clone, Debug)]
-struct Restorable {
+pub(crate) struct Restorable {
     tenants: Arc<Mutex<MemoryControl>>,
     log: Arc<Mutex<MemoryControl>>,
 }
 
 impl Restorable {
-    fn new(control: &MemoryControl) -> Self {
+    pub(crate) fn new(control: &MemoryControl) -> Self {
         Self {
             tenants: Arc::new(Mutex::new(control.clone())),
             log: Arc::new(Mutex::new(control.clone())),
         }
     }
 
-    fn restore(&self, control: &MemoryControl) {
+    pub(crate) fn restore(&self, control: &MemoryControl) {
         *self.tenants.lock().unwrap() = control.clone();
         *self.log.lock().unwrap() = control.clone();
     }
@@ -595,7 +595,7 @@ fn over(restorable: &Restorable, clock: &Clock) -> Biplane<Record> {
         .unwrap()
 }
 
-async fn some_looks() {
+pub(crate) async fn some_looks() {
     tokio::time::sleep(seconds(6)).await;
     settle().await;
 }
@@ -1007,13 +1007,7 @@ async fn a_look_that_succeeds_ends_the_pause_after_a_failed_load() {
 
 #[tokio::test(start_paused = true)]
 async fn the_log_gets_one_line_for_each_change_of_state() {
-    // For the whole process, because whether a place in the code logs at all is remembered for all threads.
-    let subscriber = tracing_subscriber::fmt()
-        .with_writer(|| ThisThread)
-        .with_ansi(false)
-        .finish();
-    tracing::subscriber::set_global_default(subscriber).unwrap();
-    LINES.set(Some(Vec::new()));
+    listen_to_the_log();
     let world = world();
     world.looks(3).await;
     for _ in 0..2 {
@@ -1022,31 +1016,8 @@ async fn the_log_gets_one_line_for_each_change_of_state() {
         world.log.set(Fault::None);
         world.looks(50).await;
     }
-    let text = String::from_utf8(LINES.take().unwrap()).unwrap();
-    let lines: Vec<_> = text.lines().collect();
-    assert_eq!(lines.len(), 5, "{text}");
-}
-
-thread_local! {
-    /// What was logged on this thread, if the test on it wants to know.
-    static LINES: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
-}
-
-struct ThisThread;
-
-impl std::io::Write for ThisThread {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        LINES.with_borrow_mut(|lines| {
-            if let Some(lines) = lines {
-                lines.extend_from_slice(bytes);
-            }
-        });
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
+    let lines = logged();
+    assert_eq!(lines.len(), 5, "{lines:#?}");
 }
 
 #[tokio::test(start_paused = true)]
