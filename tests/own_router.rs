@@ -25,6 +25,7 @@ fn slug(text: &str) -> Slug {
 struct ByHand {
     closed: Arc<AtomicUsize>,
     invalidated: Arc<AtomicUsize>,
+    braked: Arc<AtomicUsize>,
 }
 
 #[async_trait]
@@ -45,6 +46,18 @@ impl TenantRouter for ByHand {
 
     async fn invalidate(&self, _: TenantId) {
         self.invalidated.fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn release_brake(&self) {
+        self.braked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn freeze(&self) {
+        self.braked.fetch_add(10, Ordering::Relaxed);
+    }
+
+    async fn thaw(&self) {
+        self.braked.fetch_add(100, Ordering::Relaxed);
     }
 
     async fn close(&self, _: Duration) {
@@ -80,6 +93,10 @@ async fn a_router_written_by_hand_works_inside_biplane() {
         ErrorKind::UnknownTenant
     );
     biplane.invalidate(TenantId::new()).await;
+    biplane.release_brake().await;
+    biplane.freeze().await;
+    biplane.thaw().await;
+    assert_eq!(router.braked.load(Ordering::Relaxed), 111);
     biplane.clone().close(Duration::from_secs(1)).await;
     assert_eq!(biplane.stats().hits, 7);
     assert_eq!(biplane.breakers(), []);

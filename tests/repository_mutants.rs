@@ -110,6 +110,10 @@ found! {
         wrong(How::PlacingInPlaceDoesNothing) => writing::placing_raises_the_epoch_by_one;
     pages_of_changes_that_begin_at_the_end:
         wrong(How::NewestChangesFirst) => changes::pages_give_every_change_in_order;
+    freezing_that_nobody_hears_of:
+        wrong(How::FreezingIsIgnored) => changes::freezing_is_said_until_it_is_thawed;
+    releases_of_what_comes_after_them:
+        wrong(How::ReleasesReachAhead) => changes::a_release_reaches_to_its_own_entry;
     a_log_that_is_silent_about_pruning:
         wrong(How::TruncationIsSilent) => changes::a_reader_that_fell_behind_is_told;
     pruning_that_takes_what_is_young:

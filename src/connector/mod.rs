@@ -134,6 +134,11 @@ impl Route {
         self.freshness.confirm(confirmed_at, fresh_until);
     }
 
+    /// It has changed, and is served as it was until then all the same.
+    pub(crate) fn hold(&self, until: u64) {
+        self.freshness.hold(until);
+    }
+
     /// Its tenant or data source has changed: whoever comes next asks.
     pub(crate) fn expire(&self) {
         self.freshness.expire();

@@ -62,6 +62,8 @@ pub(crate) enum How {
     PushTellsTooSoon,
     PushLagsBehind,
     PushTellsBeats,
+    FreezingIsIgnored,
+    ReleasesReachAhead,
 }
 
 #[derive(Clone, Debug)]
@@ -205,12 +207,17 @@ impl TenantRepository for Wrong {
 #[async_trait]
 impl ChangeLog for Wrong {
     async fn head(&self) -> Result<ChangeHead, Error> {
-        self.inner.head().await
+        let mut head = self.inner.head().await?;
+        if self.how == How::ReleasesReachAhead {
+            head.released = head.seq;
+        }
+        Ok(head)
     }
 
     async fn since(&self, after: Seq, limit: NonZeroU32) -> Result<Changes, Error> {
         let mut changes = self.inner.since(after, limit).await?;
         match self.how {
+            How::ReleasesReachAhead => changes.head.released = changes.head.seq,
             How::NewestChangesFirst => {
                 let all = self.inner.since(after, NonZeroU32::MAX).await?.changes;
                 let rest = all.len().saturating_sub(limit.get() as usize);
@@ -355,6 +362,21 @@ impl TenantAdmin for Wrong {
             expected = renamed.version;
         }
         self.inner.delete(&self.actor(by), id, expected).await
+    }
+
+    async fn release_brake(&self, by: &Actor) -> Result<(), Error> {
+        self.inner.release_brake(&self.actor(by)).await
+    }
+
+    async fn freeze(&self, by: &Actor) -> Result<(), Error> {
+        match self.how {
+            How::FreezingIsIgnored => Ok(()),
+            _ => self.inner.freeze(&self.actor(by)).await,
+        }
+    }
+
+    async fn thaw(&self, by: &Actor) -> Result<(), Error> {
+        self.inner.thaw(&self.actor(by)).await
     }
 
     async fn audit(&self, tenant: Option<TenantId>, limit: NonZeroU32) -> Result<Vec<AuditEntry>, Error> {

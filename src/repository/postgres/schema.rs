@@ -56,6 +56,11 @@ const LEVEL: &str = "begin isolation level read committed";
 /// `update` of a sealed value raises the version, as for another login. `select biplane_control.leave('…')` takes a process
 /// that is known to be dead off the list of those that a key has to reach.
 ///
+/// `select biplane_control.release_brake()` lets a bulk change past the brakes of all routers
+/// ([`BrakeOptions`](crate::router::BrakeOptions)): everything that was committed before it or by its own transaction, so
+/// it belongs at the end of the transaction of a change that is meant. `select biplane_control.freeze()` and `thaw()` keep
+/// open tenants where they are and let them go. All three are audited, and say who and why as every change does.
+///
 /// # What waits
 /// Commits of changes wait for each other, also for one that another session has forced early (`set constraints all
 /// immediate`), and, because they notify, for those of other databases of the server that do. A change cannot be prepared

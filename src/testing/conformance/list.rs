@@ -123,6 +123,9 @@ macro_rules! repository_conformance {
                 a_refused_write_is_not_logged,
                 a_reader_that_fell_behind_is_told,
                 history_is_pruned_by_age,
+                a_release_reaches_to_its_own_entry,
+                freezing_is_said_until_it_is_thawed,
+                who_holds_or_lets_go_all_routing_is_audited,
             ]);
             $crate::__conformance!(Backend, $start, concurrency: [
                 of_rival_writers_one_wins,

@@ -156,6 +156,8 @@ pub(super) const TYPES: &[(&str, How)] = &[
     ("rotation::Wanted", Public("a word and the id of a key")),
     ("router::Biplane", AtWork),
     ("router::Builder", AtWork),
+    ("router::BrakeHealth", Public(FIGURES)),
+    ("router::BrakeOptions", Public(FIGURES)),
     ("router::CacheOptions", Public(FIGURES)),
     ("router::CheckedBuilder", AtWork),
     ("router::Clock", Public(FIGURES)),

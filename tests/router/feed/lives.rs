@@ -84,20 +84,20 @@ async fn a_resynchronisation_comes_in_batches_at_its_own_pace() {
 
 /// A control plane that can be replaced by another, as by a restore.
 #[derive(Clone, Debug)]
-struct Restorable {
+pub(crate) struct Restorable {
     tenants: Arc<Mutex<MemoryControl>>,
     log: Arc<Mutex<MemoryControl>>,
 }
 
 impl Restorable {
-    fn new(control: &MemoryControl) -> Self {
+    pub(crate) fn new(control: &MemoryControl) -> Self {
         Self {
             tenants: Arc::new(Mutex::new(control.clone())),
             log: Arc::new(Mutex::new(control.clone())),
         }
     }
 
-    fn restore(&self, control: &MemoryControl) {
+    pub(crate) fn restore(&self, control: &MemoryControl) {
         *self.tenants.lock().unwrap() = control.clone();
         *self.log.lock().unwrap() = control.clone();
     }

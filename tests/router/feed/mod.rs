@@ -9,6 +9,7 @@ mod looks;
 mod pushes;
 mod running;
 
+pub(crate) use self::lives::Restorable;
 use biplane::{
     Biplane,
     connector::memory::MemoryDb,
@@ -21,7 +22,7 @@ use biplane::{
 
 use crate::support::{Notes, Steps, seconds, settle};
 
-const SUSPENDED: Option<ErrorKind> = Some(ErrorKind::Inactive {
+pub(crate) const SUSPENDED: Option<ErrorKind> = Some(ErrorKind::Inactive {
     status: TenantStatus::Suspended,
 });
 
@@ -76,7 +77,7 @@ fn world_with(options: FeedOptions) -> World {
     }
 }
 
-async fn some_looks() {
+pub(crate) async fn some_looks() {
     tokio::time::sleep(seconds(6)).await;
     settle().await;
 }

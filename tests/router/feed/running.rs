@@ -1,6 +1,6 @@
 //! When the feed begins and ends, what it logs, and warming up.
 
-use std::{cell::RefCell, num::NonZeroU32, time::Duration};
+use std::{num::NonZeroU32, time::Duration};
 
 use async_trait::async_trait;
 use biplane::{
@@ -12,7 +12,7 @@ use biplane::{
 };
 
 use super::{SUSPENDED, World, some_looks, world};
-use crate::support::{Steps, kind, seconds, settle, slug};
+use crate::support::{Steps, kind, listen_to_the_log, logged, seconds, settle, slug};
 
 #[tokio::test(start_paused = true)]
 async fn it_ends_with_the_router() {
@@ -92,13 +92,7 @@ async fn a_log_that_panics_is_a_failure_and_no_more() {
 
 #[tokio::test(start_paused = true)]
 async fn the_log_gets_one_line_for_each_change_of_state() {
-    // For the whole process, because whether a place in the code logs at all is remembered for all threads.
-    let subscriber = tracing_subscriber::fmt()
-        .with_writer(|| ThisThread)
-        .with_ansi(false)
-        .finish();
-    tracing::subscriber::set_global_default(subscriber).unwrap();
-    LINES.set(Some(Vec::new()));
+    listen_to_the_log();
     let world = world();
     world.looks(3).await;
     for _ in 0..2 {
@@ -107,31 +101,8 @@ async fn the_log_gets_one_line_for_each_change_of_state() {
         world.log.set(Fault::None);
         world.looks(50).await;
     }
-    let text = String::from_utf8(LINES.take().unwrap()).unwrap();
-    let lines: Vec<_> = text.lines().collect();
-    assert_eq!(lines.len(), 5, "{text}");
-}
-
-thread_local! {
-    /// What was logged on this thread, if the test on it wants to know.
-    static LINES: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
-}
-
-struct ThisThread;
-
-impl std::io::Write for ThisThread {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        LINES.with_borrow_mut(|lines| {
-            if let Some(lines) = lines {
-                lines.extend_from_slice(bytes);
-            }
-        });
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
+    let lines = logged();
+    assert_eq!(lines.len(), 5, "{lines:#?}");
 }
 
 #[tokio::test(start_paused = true)]
