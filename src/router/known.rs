@@ -311,7 +311,8 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         let route = &entry.route;
         let stale_until = self.ages.stale_until(route);
         let refused = route.access() == Access::Refused && !cfg!(biplane_mutant = "closed_tenants_go_stale");
-        if refused || now >= stale_until || route.is_retired() {
+        let never = cfg!(biplane_mutant = "nothing_stale_is_served");
+        if refused || now >= stale_until || route.is_retired() || never {
             return None;
         }
         if !desk.flights.has_changed_since(moment) || cfg!(biplane_mutant = "failures_outlast_changes") {

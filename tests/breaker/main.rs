@@ -18,6 +18,7 @@ use biplane::{
     plane::TenantDb,
     pool::{BreakerOptions, PoolOptions},
     repository::SourceChange,
+    router::CacheOptions,
     tenant::{Endpoint, PoolSettings},
     testing::{postgres::Cluster, wait},
 };
@@ -394,7 +395,14 @@ async fn waiting_in_vain_for_our_own_connections_says_nothing_about_the_server()
     let placed = behind_with(&world, &[&door.endpoint], Wish::max(1)).await;
     let mut options = options(2);
     options.wait_timeout = Duration::from_millis(20);
-    let biplane = biplane(&world, options, for_good().failures(NonZeroU32::MIN));
+    // Nothing else asks the control plane again.
+    let biplane = Biplane::postgres(world.control.clone(), world.credentials.clone())
+        .pool(options)
+        .breakers(for_good().failures(NonZeroU32::MIN))
+        .cache(CacheOptions::default().fresh_for(LONG))
+        .without_changes()
+        .build()
+        .unwrap();
     let db = biplane.route(&placed.slug).await.unwrap();
     let held = wait::until_some("a connection", LIMIT, async || db.acquire().await.ok())
         .await
