@@ -223,6 +223,9 @@ impl Model {
             self.look().await;
         }
         self.step(&Step::Thaw).await;
+        // What was held is asked for now, before anything else happens.
+        settle().await;
+        self.look().await;
         // Whatever is still under way is answered, and nobody is left waiting.
         while !self.air.is_empty() || !self.callers.is_empty() {
             assert!(!self.air.is_empty(), "callers wait, and no query is under way");
