@@ -269,7 +269,7 @@ impl BrakeOptions {
     }
 
     /// Whether so many of so many are too many.
-    pub(super) const fn stops(&self, changed: usize, of: usize) -> bool {
+    pub(super) fn stops(&self, changed: usize, of: usize) -> bool {
         of >= self.at_least
             && changed.saturating_mul(100) > of.saturating_mul(self.percent as usize)
             && !cfg!(biplane_mutant = "brake_never_engages")

@@ -89,11 +89,11 @@ impl Brake {
     }
 
     /// Whether changes are held.
-    pub(super) const fn holds(&self) -> bool {
+    pub(super) fn holds(&self) -> bool {
         self.engaged.is_some() || self.is_frozen()
     }
 
-    pub(super) const fn is_frozen(&self) -> bool {
+    pub(super) fn is_frozen(&self) -> bool {
         (self.frozen_here.is_some() || self.frozen_everywhere.is_some())
             && !cfg!(biplane_mutant = "freezing_holds_nothing")
     }
