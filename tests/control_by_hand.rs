@@ -469,7 +469,7 @@ async fn a_credential_by_hand_counts_on() {
     )
     .await
     .unwrap();
-    assert_eq!(text(&mut owner, versions).await, "current 3 f, next 4 t");
+    assert_eq!(text(&mut owner, versions).await, "current 3 f, next 2 t");
     refused(&mut owner, "delete from biplane_control.credential", "BC001").await;
     refused(&mut owner, "truncate biplane_control.credential", "BC001").await;
     let source = text(
@@ -487,6 +487,36 @@ async fn a_credential_by_hand_counts_on() {
     assert!(
         audit.contains(r#"{"credential.app.next": {"after": null, "before": 2}}"#),
         "{audit}"
+    );
+}
+
+#[tokio::test]
+async fn a_prepared_credential_is_promoted_by_hand_if_it_is_what_was_looked_at() {
+    let (_, mut owner) = world().await;
+    let versions = "select string_agg(concat_ws(' ', slot, version, sealed is null), ', ' order by slot)
+        from biplane_control.credential";
+    let promote = |current, next| {
+        format!(
+            "select biplane_control.promote_credential(id, 'app', {current}, {next})
+             from biplane_control.data_source where name = 'east'"
+        )
+    };
+    for slot in ["current", "next"] {
+        by_hand(&mut owner, &sealed_credential(EAST, "app", slot))
+            .await
+            .unwrap();
+    }
+    for (current, next) in [(1, 1), (2, 2), (2, 1)] {
+        by_hand(&mut owner, &promote(current, next)).await.unwrap();
+        assert_eq!(text(&mut owner, versions).await, "current 1 f, next 2 f");
+    }
+    by_hand(&mut owner, &promote(1, 2)).await.unwrap();
+    assert_eq!(text(&mut owner, versions).await, "current 3 f, next 2 t");
+    let last = "select changed::text from biplane_control.audit order by id desc limit 1";
+    let changed = text(&mut owner, last).await;
+    assert!(
+        changed.contains("credential.app.current") && changed.contains("credential.app.next"),
+        "one change: {changed}"
     );
 }
 

@@ -9,7 +9,7 @@ mod wrong;
 use std::future::Future;
 
 use biplane::testing::conformance::{
-    changes, concurrency, credentials, instances, names, push, reading, sources, writing,
+    changes, concurrency, credentials, instances, names, promotion, push, reading, sources, writing,
 };
 use control::{Postgres, postgres_with};
 use wrong::{How, Wrong};
@@ -184,12 +184,29 @@ found! {
                     "where data_source_id = new.data_source_id and role = new.role and slot = new.slot;")])
         => credentials::versions_rise_across_the_slots;
     credentials_that_leave_their_source_as_it_was:
-        tampered(&[("update biplane_control.data_source set version = version + 1 where id = new.data_source_id;", "")])
+        tampered(&[("update biplane_control.data_source set version = version + 1 where id = source;", "")])
         => credentials::a_credential_raises_the_version_of_its_source;
     an_audit_with_the_sealed_value:
-        tampered(&[("jsonb_build_object('before', before, 'after', after)));",
-                    "jsonb_build_object('before', before, 'after', after, 'value', new.sealed)));")])
+        tampered(&[("case when later.sealed is not null then later.version end)) as facts",
+                    "case when later.sealed is not null then later.version end, 'value', later.sealed)) as facts")])
         => credentials::the_audit_has_versions_only;
+    a_promotion_that_leaves_what_was_prepared:
+        tampered(&[("case held.slot when 'current' then prepared.sealed end", "prepared.sealed")])
+        => promotion::what_was_prepared_is_in_use_after_its_promotion;
+    a_promotion_of_whatever_is_prepared:
+        tampered(&[("and prepared.slot = 'next' and prepared.version = promote_credential.next", "and prepared.slot = 'next'")])
+        => promotion::a_promotion_of_what_was_not_looked_at_is_refused;
+    a_promotion_over_whatever_is_in_use:
+        tampered(&[("held.version = promote_credential.current and held.sealed is not null", "held.sealed is not null")])
+        => promotion::a_promotion_of_what_was_not_looked_at_is_refused;
+    a_promotion_that_is_two_changes:
+        wrong(How::PromotionsTakeTwoSteps) => promotion::a_promotion_is_one_change;
+    a_promotion_that_compares_nothing:
+        wrong(How::PromotionsCompareNothing) => promotion::a_promotion_of_what_was_not_looked_at_is_refused;
+    a_promotion_that_compares_nothing_among_rivals:
+        wrong(How::PromotionsCompareNothing) => promotion::of_rival_promotions_one_wins;
+    what_is_given_up_and_stays:
+        wrong(How::DiscardingDoesNothing) => promotion::what_was_prepared_can_be_given_up;
     a_reseal_that_raises_the_version_of_the_credential:
         tampered(&[("perform set_config('biplane.resealing', 'on', true);", "")])
         => credentials::a_resealed_credential_keeps_its_version;
@@ -199,11 +216,11 @@ found! {
     a_reseal_that_ignores_what_is_being_changed:
         tampered(&[("and held.sealed = wanted.before", "")]) => concurrency::no_reseal_undoes_a_change;
     a_reseal_that_leaves_its_source_as_it_was:
-        tampered(&[("set version = version + 1 where id = new.data_source_id;",
-                    "set version = version + 1 where id = new.data_source_id and fact not like '%.key';")])
+        tampered(&[("set version = version + 1 where id = source;",
+                    "set version = version + 1 where id = source and facts::text not like '%.key%';")])
         => credentials::a_reseal_raises_the_version_of_the_source;
     a_reseal_that_is_audited_as_a_change:
-        tampered(&[("fact := fact || '.key';", "")]) => credentials::a_reseal_is_audited_by_key_and_logged;
+        tampered(&[("'credential.%s.%s.key'", "'credential.%s.%s'")]) => credentials::a_reseal_is_audited_by_key_and_logged;
     leaving_that_leaves_the_row:
         tampered(&[("delete from biplane_control.instance as gone where gone.id = leave.id", "select leave.id")])
         => instances::who_leaves_is_gone;

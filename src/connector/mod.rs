@@ -66,6 +66,10 @@ pub struct ConnectorStats {
     pub open_breakers: usize,
     /// Callers that were refused at once because of those.
     pub refused: u64,
+    /// Physical connections that were made with a login or an address which has been replaced.
+    pub outdated: usize,
+    /// Attempts to renew a login that failed while the old one still worked.
+    pub failed_renewals: u64,
 }
 
 /// What a router knows of a tenant at one moment: where its data is, and what it may do.

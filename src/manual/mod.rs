@@ -1,5 +1,10 @@
 //! Pages to read, one for each module here. There is no code.
 
+/// Logins replaced while everything runs, step by step: an operator's guide.
+pub mod credentials {
+    #![doc = include_str!("credentials.md")]
+}
+
 /// Every kind of error: HTTP status, gRPC code, and what to do.
 pub mod errors {
     #![doc = include_str!("errors.md")]

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use super::{ControlDb, Lease, Lent};
 use crate::{
     error::{Error, ErrorKind},
-    pool::{Dial, Listening, Logins, Pool, PoolOptions, PoolStats, Stack},
+    pool::{Dial, Keeper, Listening, Logins, Passport, Pool, PoolOptions, PoolStats, Stack, Successor},
     secret::Credential,
     settings::Settings,
     tenant::{Access, Role, Server, TenantId},
@@ -75,7 +75,7 @@ impl ControlDb {
         let pool = Pool::new(options.pool)?;
         let dial = Dial {
             server: options.server,
-            logins: Box::new(Fixed(options.credential)),
+            logins: Keeper::new(Fixed(options.credential)),
             search_path: options.search_path,
             application_name: options.application_name,
             database_id: None,
@@ -83,6 +83,7 @@ impl ControlDb {
             turn: tokio::sync::Mutex::default(),
             // Who asks the control plane pauses by itself after a failure, and must not learn late that it is back.
             guard: None,
+            successor: Successor::default(),
         };
         let stack = pool.stack(dial, cap, 0)?;
         Ok(Self::new(Arc::new(ControlLease { pool, stack })))
@@ -120,8 +121,15 @@ struct Fixed(Credential);
 
 #[async_trait]
 impl Logins for Fixed {
-    async fn login(&self) -> Result<Credential, Error> {
-        Ok(self.0.clone())
+    async fn login(&self) -> Result<Passport, Error> {
+        Ok(Passport {
+            credential: self.0.clone(),
+            expires_at: None,
+        })
+    }
+
+    async fn next_login(&self) -> Result<Option<Passport>, Error> {
+        Ok(None)
     }
 }
 

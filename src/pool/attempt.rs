@@ -31,6 +31,10 @@ const TELL_CROWDED_EVERY: Duration = Duration::from_secs(60);
 pub(crate) trait Renewal: Send + Sync + 'static {
     /// Asks where the truth is, and renews the stack if it says something else than the stack has.
     async fn renew(&self);
+
+    /// Renews the stack if what is known says something else than the stack has, which is asked for only if it is known to
+    /// be out of date.
+    async fn follow(&self);
 }
 
 /// By which breakers somebody goes who connects.
@@ -150,11 +154,12 @@ impl Shared {
             let target = locked(&stack.0.target);
             (
                 Arc::clone(&target.dial),
+                Arc::clone(&stack.0.alive),
                 target.generation,
                 target.renewal.clone(),
             )
         });
-        let Some((dial, generation, renewal)) = target else {
+        let Some((dial, alive, generation, renewal)) = target else {
             self.scheduler().release(id, Phase::Connecting, actions);
             self.released.notify_waiters();
             return;
@@ -180,7 +185,7 @@ impl Shared {
             self.hold(id, &dial, actions);
         }
         let attempt = Attempt {
-            permit: Some(Permit::connecting(self, id)),
+            permit: Some(Permit::connecting(self, id, alive.add(generation))),
             shared: Arc::clone(self),
             stack: id,
             generation,
@@ -350,7 +355,7 @@ impl Attempt {
         shared.act(|scheduler, actions| scheduler.put(self.stack, Phase::Connecting, physical, actions));
     }
 
-    async fn fail(mut self, not: NotDialed, dial: &Dial, login: Option<Pass>) {
+    async fn fail(mut self, not: NotDialed, dial: &Arc<Dial>, login: Option<Pass>) {
         match (not.blame, login) {
             (Blame::Login, Some(login)) => return self.be_rejected(not.error, dial, login).await,
             (Blame::Crowd, _) => self.be_crowded_out(not.error, dial),
@@ -369,7 +374,7 @@ impl Attempt {
 
     /// The server does not know this login or database. It may have changed since the route was read, so before that is
     /// believed the control plane is asked once, by one attempt. Meanwhile nobody tries, and nobody who waits is told.
-    async fn be_rejected(mut self, error: Error, dial: &Dial, login: Pass) {
+    async fn be_rejected(mut self, error: Error, dial: &Arc<Dial>, login: Pass) {
         let shared = Arc::clone(&self.shared);
         let asked_already = !shared.breakers.question(login.scope(), Instant::now());
         shared.counters.failed.fetch_add(1, Relaxed);
@@ -385,12 +390,12 @@ impl Attempt {
         shared.perform(|actions| shared.hold(self.stack, dial, actions));
         let Some(_question) = question else { return };
         if let Some(renewal) = &self.renewal
-            && !self.is_outdated()
+            && !self.has_other_logins(dial)
             && !cfg!(biplane_mutant = "rejections_are_final")
         {
             renewal.renew().await;
         }
-        if !self.is_outdated() {
+        if !self.has_other_logins(dial) {
             // Taken out first, so that it is told what the server said, and told when everybody is.
             let caller = shared.scheduler().fail(self.stack, self.generation);
             login.judge_login(Blame::Login, &error);
@@ -427,10 +432,10 @@ impl Attempt {
         }
     }
 
-    /// Whether its stack has another address or login by now.
-    fn is_outdated(&self) -> bool {
+    /// Whether its stack has another address, login or next login by now.
+    fn has_other_logins(&self, dial: &Arc<Dial>) -> bool {
         let stack = self.shared.stack(self.stack);
-        stack.is_none_or(|stack| locked(&stack.0.target).generation > self.generation)
+        stack.is_none_or(|stack| !Arc::ptr_eq(&locked(&stack.0.target).dial, dial))
     }
 
     fn report(&self, error: Error) {

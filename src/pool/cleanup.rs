@@ -20,6 +20,7 @@ use super::{
     attempt::Way,
     connection::{Health, Physical, State, catch_up, give_back},
     dial::{self, Backend, Dial, Purpose},
+    failure::Blame,
     locked,
     scheduler::{Rest, StackId},
 };
@@ -64,6 +65,7 @@ pub(super) async fn reap(shared: Weak<Shared>) {
         sleep(REAP_EVERY).await;
         let Some(shared) = shared.upgrade() else { return };
         shared.tick();
+        shared.follow_logins();
         let now = Instant::now();
         let idle_timeout = shared.options.idle_timeout;
         shared.act(|scheduler, actions| {
@@ -267,18 +269,25 @@ async fn see_off(shared: &Shared, dial: &Dial, mut question: &'static str, backe
 
 /// Ends every lent connection at its server. Whoever holds one sees its statement fail.
 pub(super) async fn end_lent(shared: &Shared) {
-    let mut lent: Vec<(Arc<Dial>, Vec<Backend>)> = Vec::new();
-    for one in locked(&shared.lent).values() {
-        let Some(backend) = one.backend else { continue };
-        match lent.iter_mut().find(|(dial, _)| Arc::ptr_eq(dial, &one.dial)) {
+    let lent: Vec<(Arc<Dial>, Backend)> = locked(&shared.lent)
+        .values()
+        .filter_map(|one| Some((Arc::clone(&one.dial), one.backend?)))
+        .collect();
+    if !cfg!(biplane_mutant = "close_waits_for_ever") {
+        end_backends(shared, lent).await;
+    }
+}
+
+/// Ends backends at their servers, however many there are of one.
+pub(super) async fn end_backends(shared: &Shared, all: Vec<(Arc<Dial>, Backend)>) {
+    let mut by_dial: Vec<(Arc<Dial>, Vec<Backend>)> = Vec::new();
+    for (dial, backend) in all {
+        match by_dial.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &dial)) {
             Some((_, backends)) => backends.push(backend),
-            None => lent.push((Arc::clone(&one.dial), vec![backend])),
+            None => by_dial.push((dial, vec![backend])),
         }
     }
-    if cfg!(biplane_mutant = "close_waits_for_ever") {
-        lent.clear();
-    }
-    let ended = lent
+    let ended = by_dial
         .iter()
         .map(|(dial, backends)| see_off(shared, dial, TERMINATE, backends));
     futures_util::future::join_all(ended).await;
@@ -310,10 +319,15 @@ impl<'a> Reserved<'a> {
         }
         let turn = dial.turn.lock().await;
         let permit = shared.reserved.acquire().await.expect("never closed");
-        match dial
-            .connect(Purpose::Reserved, &shared.options, Way::Known(shared))
-            .await
+        let (purpose, options) = (Purpose::Reserved, &shared.options);
+        let mut dialed = dial.connect(purpose, options, Way::Known(shared)).await;
+        if let Err(not) = &dialed
+            && not.blame == Blame::Login
+            && let Some(successor) = dial.successor()
         {
+            dialed = successor.connect(purpose, options, Way::Known(shared)).await;
+        }
+        match dialed {
             Ok(dialed) => Ok(Self {
                 connection: dialed.connection,
                 _permit: permit,

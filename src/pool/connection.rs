@@ -17,6 +17,8 @@ use super::{
     dial::{Backend, Dial, Dialed},
     failure::Damage,
     later, locked,
+    logins::Authorisation,
+    outdated::Made,
     scheduler::{Generation, Phase, Rest, StackId},
     session::{self, Protocol},
 };
@@ -27,20 +29,23 @@ pub(super) struct Permit {
     shared: Weak<Shared>,
     stack: StackId,
     phase: Phase,
+    made_with: Made,
 }
 
 impl Permit {
-    pub(super) fn connecting(shared: &Arc<Shared>, stack: StackId) -> Self {
+    pub(super) fn connecting(shared: &Arc<Shared>, stack: StackId, made_with: Made) -> Self {
         Self {
             shared: Arc::downgrade(shared),
             stack,
             phase: Phase::Connecting,
+            made_with,
         }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        self.made_with.end();
         if let Some(shared) = self.shared.upgrade() {
             shared.act(|scheduler, actions| scheduler.release(self.stack, self.phase, actions));
             shared.released.notify_waiters();
@@ -60,6 +65,7 @@ pub(super) struct Physical {
     since: Instant,
     permit: Permit,
     endpoint: Option<Beyond>,
+    authorisation: Option<Authorisation>,
 }
 
 /// What is at the other end, where a breaker stands.
@@ -92,6 +98,7 @@ impl Physical {
             since: now,
             permit,
             endpoint,
+            authorisation: dialed.authorisation,
         }
     }
 
@@ -128,7 +135,13 @@ impl Physical {
     }
 
     pub(super) fn is_expired(&self, now: Instant) -> bool {
-        now >= self.expires
+        now >= self.expires || self.is_unauthorised()
+    }
+
+    /// Whether the login that it was made with is over, or soon will be.
+    fn is_unauthorised(&self) -> bool {
+        self.authorisation
+            .is_some_and(|authorisation| authorisation.is_over(&self.dial.logins))
     }
 }
 
@@ -146,6 +159,10 @@ impl Rest for Physical {
 pub(super) struct Lent {
     pub(super) dial: Arc<Dial>,
     pub(super) backend: Option<Backend>,
+    pub(super) stack: StackId,
+    pub(super) generation: Generation,
+    /// Since when it is known that its stack goes on with another login or address.
+    pub(super) outdated: Option<Instant>,
 }
 
 /// What a connection is in the middle of, or was left with.
@@ -331,6 +348,9 @@ impl Checkout {
 
     /// Whether the connection can be lent: it answers a probe, if it has rested for long.
     pub(super) async fn is_fit(&mut self) -> bool {
+        if self.physical_mut().is_unauthorised() {
+            return false;
+        }
         let options = &self.shared.options;
         let (probe_after, limit) = (options.probe_after, options.reset_timeout);
         let rested = Instant::now().saturating_duration_since(self.physical_mut().since);
@@ -358,6 +378,9 @@ impl Checkout {
         let lent = Lent {
             dial: Arc::clone(&physical.dial),
             backend: physical.backend,
+            stack: self.stack,
+            generation: physical.generation,
+            outdated: None,
         };
         locked(&shared.lent).insert(number, lent);
         self.number = Some(number);

@@ -1,8 +1,11 @@
 //! Opening a connection: from fields to a session that is ready to be lent.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
 
-use async_trait::async_trait;
 use secrecy::ExposeSecret;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Row,
@@ -11,7 +14,14 @@ use sqlx::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::{PoolOptions, StatementLogging, attempt::Way, breaker::Guard, failure::Blame, later};
+use super::{
+    PoolOptions, StatementLogging,
+    attempt::Way,
+    breaker::Guard,
+    failure::Blame,
+    later, locked,
+    logins::{Authorisation, Keeper},
+};
 use crate::{
     breaker::BreakerScope,
     error::{Error, ErrorKind},
@@ -20,16 +30,10 @@ use crate::{
     tenant::{Access, CaCertificate, DatabaseId, Endpoint, Pooler, Server, TlsMode},
 };
 
-/// Gives the login for a connection, at the moment when it is made.
-#[async_trait]
-pub(crate) trait Logins: Send + Sync + 'static {
-    async fn login(&self) -> Result<Credential, Error>;
-}
-
 /// All that it takes to open a connection.
 pub(crate) struct Dial {
     pub(crate) server: Server,
-    pub(crate) logins: Box<dyn Logins>,
+    pub(crate) logins: Keeper,
     /// Schemas that unqualified names are looked up in; `pg_temp` is added at the end.
     pub(crate) search_path: Arc<str>,
     pub(crate) application_name: Arc<str>,
@@ -42,6 +46,23 @@ pub(crate) struct Dial {
     pub(crate) turn: tokio::sync::Mutex<()>,
     /// The breakers to go by; `None` where none are wanted.
     pub(crate) guard: Option<Guard>,
+    /// What its stack went on with, for what is still to be done for connections that were made with this one when its
+    /// login is taken no more.
+    pub(crate) successor: Successor,
+}
+
+/// The dial that took another's place, as long as it is there.
+#[derive(Default)]
+pub(crate) struct Successor(Mutex<Weak<Dial>>);
+
+impl Successor {
+    pub(super) fn set(&self, dial: &Arc<Dial>) {
+        *locked(&self.0) = Arc::downgrade(dial);
+    }
+
+    fn find(&self) -> Option<Arc<Dial>> {
+        locked(&self.0).upgrade()
+    }
 }
 
 /// A connection, and its backend if that stays the same for its life.
@@ -50,6 +71,8 @@ pub(super) struct Dialed {
     pub(super) backend: Option<Backend>,
     /// Where it leads, if a breaker stands there.
     pub(super) endpoint: Option<BreakerScope>,
+    /// How long its login works, if that ends.
+    pub(super) authorisation: Option<Authorisation>,
 }
 
 /// The server process behind a connection. A process id alone may be another's a moment later.
@@ -103,16 +126,7 @@ impl Dial {
         mut way: Way<'_>,
     ) -> Result<Dialed, NotDialed> {
         let deadline = later(Instant::now(), options.connect_timeout);
-        let credential = match timeout_at(deadline, self.logins.login()).await {
-            Ok(login) => login?,
-            Err(_) => return Err(self.unavailable("no login in time").into()),
-        };
-        if credential
-            .password()
-            .is_some_and(|password| password.expose_secret().is_empty())
-        {
-            return Err(Error::new(ErrorKind::MissingPassword).into());
-        }
+        let mut logins = self.first_login(deadline).await?;
         let nowhere = NotDialed::from(self.unavailable("no endpoint is left to try"));
         let mut failure = NotDialed {
             answered: false,
@@ -128,10 +142,7 @@ impl Dial {
             let share = deadline.saturating_duration_since(Instant::now()) / left.max(1);
             left -= 1;
             let until = later(Instant::now(), share);
-            failure = match self
-                .connect_to(endpoint, &credential, purpose, options, until)
-                .await
-            {
+            failure = match logins.connect_to(endpoint, purpose, options, until).await {
                 Ok(mut dialed) => {
                     if let Some(pass) = pass {
                         dialed.endpoint = Some(pass.scope().clone());
@@ -152,7 +163,7 @@ impl Dial {
         Err(failure)
     }
 
-    async fn connect_to(
+    pub(super) async fn connect_to(
         &self,
         endpoint: &Endpoint,
         credential: &Credential,
@@ -183,6 +194,7 @@ impl Dial {
             connection,
             backend: None,
             endpoint: None,
+            authorisation: None,
         };
         match timeout_at(until, self.prepare(&mut dialed)).await {
             Ok(Ok(())) => Ok(dialed),
@@ -201,6 +213,15 @@ impl Dial {
                 unfinished: Some(dialed),
             }),
         }
+    }
+
+    /// What leads to the same server by now.
+    pub(super) fn successor(&self) -> Option<Arc<Self>> {
+        let mut last = self.successor.find()?;
+        while let Some(next) = last.successor.find() {
+            last = next;
+        }
+        (last.server == self.server).then_some(last)
     }
 
     /// The statement that every transaction begins with, where a session is not ours to set up.

@@ -51,7 +51,7 @@ impl Dial {
     async fn listener(&self, channel: &str, options: &PoolOptions) -> Result<PgListener, Error> {
         let deadline = later(Instant::now(), options.connect_timeout);
         let silent = || self.unavailable("no answer within the time for connecting");
-        let credential = timeout_at(deadline, self.logins.login())
+        let credential = timeout_at(deadline, self.logins.current())
             .await
             .map_err(|_| silent())??;
         let mut failure =

@@ -16,7 +16,9 @@ mod connection;
 mod dial;
 mod failure;
 mod listen;
+mod logins;
 mod options;
+mod outdated;
 mod scheduler;
 mod session;
 
@@ -26,7 +28,7 @@ use std::{
     num::NonZeroU32,
     sync::{
         Arc, Mutex, MutexGuard, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -47,14 +49,17 @@ pub(crate) use self::{
     attempt::Renewal,
     breaker::Guard,
     connection::Checkout,
-    dial::{Dial, Logins, check_environment, check_server},
+    dial::{Dial, Successor, check_environment, check_server},
     failure::Damage,
     listen::Listening,
+    logins::{Keeper, Logins, Passport},
     session::Protocol,
 };
 use self::{
     breaker::{Admission, Breakers},
     connection::{Lent, Physical},
+    logins::LoginCounts,
+    outdated::Alive,
     scheduler::{Action, Generation, HeldUpBy, Leave, Offer, Refusal, Scheduler, StackId},
 };
 use crate::{
@@ -95,6 +100,15 @@ pub struct PoolStats {
     pub open_breakers: usize,
     /// Callers that were refused at once because a breaker was open.
     pub refused: u64,
+    /// Connections that were made with a login or an address which has been replaced, and whose backends are not gone yet.
+    /// When it is 0, nothing of this process is logged in with what was replaced.
+    pub outdated: u32,
+    /// Connections that were made with the next login so far, because the server rejected the current one.
+    pub next_logins: u64,
+    /// Logins that were renewed before they expired.
+    pub renewed_logins: u64,
+    /// Attempts to renew a login that failed while the old one still worked.
+    pub failed_renewals: u64,
 }
 
 /// A stack of a pool: connections that are alike. Its connections are drained when the last clone is dropped.
@@ -103,6 +117,8 @@ pub(crate) struct Stack(Arc<StackInner>);
 
 struct StackInner {
     id: StackId,
+    /// Its connections, by what they were made with.
+    alive: Arc<Alive>,
     target: Mutex<Target>,
     shared: Arc<Shared>,
 }
@@ -129,6 +145,8 @@ struct Shared {
     /// When the log was last told that a server is full.
     told_crowded: Mutex<Option<Instant>>,
     counters: Counters,
+    /// Whether somebody finds out just now which stacks are out of date.
+    following: AtomicBool,
 }
 
 /// Where tasks run: the runtime of the first caller, and of a later one if that runtime has ended, which its reaper
@@ -146,6 +164,7 @@ struct Counters {
     lent: AtomicU64,
     rescued: AtomicU64,
     leaked: AtomicU64,
+    logins: Arc<LoginCounts>,
 }
 
 impl Pool {
@@ -179,6 +198,7 @@ impl Pool {
             released: Notify::new(),
             told_crowded: Mutex::default(),
             counters: Counters::default(),
+            following: AtomicBool::new(false),
             options,
         })))
     }
@@ -188,6 +208,7 @@ impl Pool {
     pub fn stats(&self) -> PoolStats {
         let counters = &self.0.counters;
         let (open_breakers, refused) = self.0.breakers.count();
+        let outdated = self.0.outdated();
         let scheduler = self.0.scheduler();
         PoolStats {
             stacks: scheduler.stacks(),
@@ -201,7 +222,21 @@ impl Pool {
             leaked: counters.leaked.load(Relaxed),
             open_breakers,
             refused,
+            outdated,
+            next_logins: counters.logins.next.load(Relaxed),
+            renewed_logins: counters.logins.renewed.load(Relaxed),
+            failed_renewals: counters.logins.not_renewed.load(Relaxed),
         }
+    }
+
+    /// Waits until no connection is left that was made with a login or an address which has been replaced:
+    /// [`PoolStats::outdated`] is 0. What is lent is waited for until `drain_timeout` has passed since it was replaced, and
+    /// then ended.
+    ///
+    /// # Cancel safety
+    /// Safe: it only waits.
+    pub async fn drained(&self) {
+        self.0.until(|shared| shared.outdated() == 0).await;
     }
 
     /// How each breaker is doing that stands before something in use, or that is open.
@@ -249,8 +284,10 @@ impl Pool {
         check_server(&dial.server)?;
         let keep = usize::try_from(keep).unwrap_or(usize::MAX);
         let id = self.0.scheduler().add_stack(max.get(), keep);
+        dial.logins.count_in(&self.0.counters.logins);
         let stack = Arc::new(StackInner {
             id,
+            alive: Arc::default(),
             target: Mutex::new(Target {
                 dial: Arc::new(dial),
                 generation: Generation::default(),
@@ -304,7 +341,7 @@ impl Stack {
             {
                 self.0.shared.breakers.forget(guard);
             }
-            let old = std::mem::replace(&mut target.dial, Arc::new(dial));
+            let old = self.replace(&mut target, dial);
             if let (Some(old), Some(new)) = (&old.guard, &target.dial.guard)
                 && old.login() != new.login()
             {
@@ -313,11 +350,25 @@ impl Stack {
             target.generation = target.generation.next();
             target.generation
         };
+        self.0.alive.begin(generation);
         let keep = usize::try_from(keep).unwrap_or(usize::MAX);
         self.0.shared.act(|scheduler, actions| {
             scheduler.renew(self.0.id, generation, max.get(), keep, actions);
         });
         Ok(())
+    }
+
+    /// Makes new connections with this from now on, which leads to where the stack leads, with the same login: its sealed
+    /// text or the one that is to follow may be another. What was opened before stays as it is.
+    pub(crate) fn refresh(&self, dial: Dial) {
+        self.replace(&mut locked(&self.0.target), dial);
+    }
+
+    fn replace(&self, target: &mut Target, dial: Dial) -> Arc<Dial> {
+        dial.logins.count_in(&self.0.shared.counters.logins);
+        let dial = Arc::new(dial);
+        target.dial.successor.set(&dial);
+        std::mem::replace(&mut target.dial, dial)
     }
 
     async fn wait(

@@ -36,6 +36,11 @@ pub struct PoolOptions {
     /// How long an abandoned statement may run on before it is cancelled. 100 ms by default: most have ended by then,
     /// and to cancel one costs a connection.
     pub cancel_after: Duration,
+    /// How long a connection may stay lent after its login or address was replaced; then it is ended at the server, and
+    /// whoever holds it sees its statement fail. 30 min by default, as long as a connection lives: longer than work should
+    /// hold one, and a rotation ends on the day that it began. Behind a transaction pooler, where backends are not known,
+    /// it ends nothing.
+    pub drain_timeout: Duration,
     /// How long a permit is kept for a backend that does not go. 10 s by default; then it counts as leaked.
     pub leak_after: Duration,
     /// Whether sqlx logs statements. Off by default: they may hold personal data, and flood the log of a job.
@@ -66,6 +71,7 @@ impl Default for PoolOptions {
             probe_after: Duration::from_secs(30),
             reset_timeout: Duration::from_secs(2),
             cancel_after: Duration::from_millis(100),
+            drain_timeout: Duration::from_secs(1_800),
             leak_after: Duration::from_secs(10),
             statement_logging: StatementLogging::Off,
         }

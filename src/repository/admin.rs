@@ -103,6 +103,34 @@ pub trait TenantAdmin: Debug + Send + Sync + 'static {
         sealed: SealedText,
     ) -> Result<CredentialVersion, Error>;
 
+    /// Makes the prepared credential of a data source and role the current one, and empties the slot of the next one, in one
+    /// change; its version is one above every version that this source and role ever had. `current` and `next` are the
+    /// versions that the caller looked at in the two slots: what is promoted is what was checked, and nothing else.
+    ///
+    /// # Errors
+    /// [`VersionConflict`](crate::error::ErrorKind::VersionConflict) when a slot holds another version, or none.
+    async fn promote_credential(
+        &self,
+        by: &Actor,
+        source: DataSourceId,
+        role: Role,
+        current: CredentialVersion,
+        next: CredentialVersion,
+    ) -> Result<CredentialVersion, Error>;
+
+    /// Empties the slot of the next credential of a data source and role, which held the version `next`: a rotation that is
+    /// given up.
+    ///
+    /// # Errors
+    /// [`VersionConflict`](crate::error::ErrorKind::VersionConflict) when it holds another version, or none.
+    async fn discard_credential(
+        &self,
+        by: &Actor,
+        source: DataSourceId,
+        role: Role,
+        next: CredentialVersion,
+    ) -> Result<(), Error>;
+
     /// Adds a tenant, in status [`Provisioning`](TenantStatus::Provisioning), at version 1 and epoch 1.
     ///
     /// # Errors

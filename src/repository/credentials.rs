@@ -21,7 +21,10 @@ pub trait CredentialSource: Debug + Send + Sync + 'static {
     /// [`MissingCredential`](crate::error::ErrorKind::MissingCredential) when there is none for this role.
     fn version(&self, source: &DataSource, role: Role) -> Result<CredentialVersion, Error>;
 
-    /// The login itself. Called when a connection is made, and wiped by the caller afterwards.
+    /// The login itself. Called when a connection is made, and wiped by the caller afterwards, unless it expires: then it
+    /// is kept, and asked for again when a quarter to a third of its life is left, 5 minutes at most. Until the first one
+    /// has come it may be asked for several at once. When the next one is not to be had, the old one is used until it
+    /// expires.
     ///
     /// # Errors
     /// [`MissingCredential`](crate::error::ErrorKind::MissingCredential), or
@@ -30,6 +33,20 @@ pub trait CredentialSource: Debug + Send + Sync + 'static {
     /// # Cancel safety
     /// Must be safe: nothing may be lost when the caller leaves.
     async fn login(&self, source: &DataSource, role: Role) -> Result<Login, Error>;
+
+    /// The login that is to follow, if one is prepared. It is tried where the server has rejected the other, so that
+    /// nobody fails when a password is changed at the server before it is here. None by default, which is right for
+    /// whoever prepares none.
+    ///
+    /// # Errors
+    /// As [`CredentialSource::login`]. It counts as none; what the server said of the other is what callers hear.
+    ///
+    /// # Cancel safety
+    /// Must be safe.
+    async fn next_login(&self, source: &DataSource, role: Role) -> Result<Option<Login>, Error> {
+        let _ = (source, role);
+        Ok(None)
+    }
 }
 
 /// A shared one is one, so that a caller may keep a handle on what it gives to a router.
@@ -43,6 +60,38 @@ impl<T: CredentialSource + ?Sized> CredentialSource for Arc<T> {
     async fn login(&self, source: &DataSource, role: Role) -> Result<Login, Error> {
         T::login(self, source, role).await
     }
+
+    async fn next_login(&self, source: &DataSource, role: Role) -> Result<Option<Login>, Error> {
+        T::next_login(self, source, role).await
+    }
+}
+
+/// Asks the servers of data sources about logins, for an operator who replaces one.
+#[async_trait]
+pub trait DataServers: Debug + Send + Sync + 'static {
+    /// Logs in to a data source, as a service would for this role, and out again.
+    ///
+    /// # Errors
+    /// [`CredentialRejected`](crate::error::ErrorKind::CredentialRejected) and whatever else keeps a service out.
+    ///
+    /// # Cancel safety
+    /// Must be safe.
+    async fn log_in(&self, source: &DataSource, role: Role, credential: &Credential) -> Result<(), Error>;
+
+    /// How many sessions are logged in to the server of a data source as a database role, in whatever database.
+    ///
+    /// # Errors
+    /// As [`DataServers::log_in`].
+    ///
+    /// # Cancel safety
+    /// Must be safe.
+    async fn sessions(
+        &self,
+        source: &DataSource,
+        role: Role,
+        credential: &Credential,
+        user: &str,
+    ) -> Result<u64, Error>;
 }
 
 /// A login, and until when it works.
@@ -63,5 +112,12 @@ impl Login {
             credential,
             expires_at: None,
         }
+    }
+
+    /// The same, until then.
+    #[must_use]
+    pub const fn expires_at(mut self, expires_at: SystemTime) -> Self {
+        self.expires_at = Some(expires_at);
+        self
     }
 }

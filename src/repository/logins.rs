@@ -32,6 +32,15 @@ impl CredentialSource for Keyring {
             .map(Login::new)
             .map_err(|error| unreadable(source, role, error))
     }
+
+    async fn next_login(&self, source: &DataSource, role: Role) -> Result<Option<Login>, Error> {
+        let Some(next) = prepared(source, role) else {
+            return Ok(None);
+        };
+        self.open_credential(source.id, role, &next.sealed)
+            .map(|credential| Some(Login::new(credential)))
+            .map_err(|error| unreadable(source, role, error))
+    }
 }
 
 /// Opens with the keys of the moment. A key that is unknown here may have been added where the keys come from: then the
@@ -43,20 +52,37 @@ impl CredentialSource for LiveKeyring {
     }
 
     async fn login(&self, source: &DataSource, role: Role) -> Result<Login, Error> {
-        let sealed = &stored(source, role)?.sealed;
-        let open = || self.current().open_credential(source.id, role, sealed);
-        let opened = match open() {
-            Err(KeyringError::UnknownKey(id) | KeyringError::KeyDisabled(id))
-                if self.refresh_for(id).await =>
-            {
-                open()
-            }
-            opened => opened,
-        };
-        opened
-            .map(Login::new)
-            .map_err(|error| unreadable(source, role, error))
+        open_live(self, source, role, stored(source, role)?).await
     }
+
+    async fn next_login(&self, source: &DataSource, role: Role) -> Result<Option<Login>, Error> {
+        match prepared(source, role) {
+            Some(next) => open_live(self, source, role, next).await.map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+async fn open_live(
+    keys: &LiveKeyring,
+    source: &DataSource,
+    role: Role,
+    stored: &StoredCredential,
+) -> Result<Login, Error> {
+    let open = || keys.current().open_credential(source.id, role, &stored.sealed);
+    let opened = match open() {
+        Err(KeyringError::UnknownKey(id) | KeyringError::KeyDisabled(id)) if keys.refresh_for(id).await => {
+            open()
+        }
+        opened => opened,
+    };
+    opened
+        .map(Login::new)
+        .map_err(|error| unreadable(source, role, error))
+}
+
+fn prepared(source: &DataSource, role: Role) -> Option<&StoredCredential> {
+    source.credentials.get(&role)?.next.as_ref()
 }
 
 fn stored(source: &DataSource, role: Role) -> Result<&StoredCredential, Error> {

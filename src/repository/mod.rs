@@ -22,7 +22,7 @@ mod tenants;
 
 pub use admin::{Actor, AuditEntry, CredentialSlot, NewSource, NewTenant, SourceChange, TenantAdmin};
 pub use changes::{Change, ChangeHead, ChangeKind, ChangeLog, Changes, Subject};
-pub use credentials::{CredentialSource, Login};
+pub use credentials::{CredentialSource, DataServers, Login};
 pub use instances::{Beat, Instance, InstanceKey, Instances, KeyReport};
 pub use logins::MemoryCredentials;
 pub use memory::MemoryControl;

@@ -1,4 +1,4 @@
-//! Bringing stored values under another key, and out of an older system.
+//! Bringing stored values under another key, and out of an older system; and replacing logins ([`LoginRotation`]).
 //!
 //! A key is rotated while everything runs. Each step waits for the one before:
 //!
@@ -51,6 +51,7 @@ mod credentials;
 mod doctor;
 mod engine;
 mod job;
+mod login;
 mod memory;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -61,6 +62,7 @@ mod unused;
 pub use credentials::StoredCredentials;
 pub use doctor::{Diagnosis, KeyInUse, StoreDiagnosis, doctor};
 pub use job::{Import, Importing, Job, Reseal, Resealing, Work};
+pub use login::{Checked, LoginRotation, LoginRotationError, Prepared, Promoted, RotationTools};
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
 pub use postgres::PgColumns;

@@ -56,6 +56,9 @@ pub(crate) enum How {
     OldKeysStay,
     KeysAreNeverIdle,
     SilenceIsNotCounted,
+    PromotionsCompareNothing,
+    PromotionsTakeTwoSteps,
+    DiscardingDoesNothing,
     PruningTakesAll,
     PushTellsOnce,
     PushTellsTheFirstListenerAlone,
@@ -98,6 +101,26 @@ impl Wrong {
             How::VersionsIgnored => self.tenant(id).await.map_or(expected, |tenant| tenant.version),
             _ => expected,
         }
+    }
+
+    async fn credentials_of(
+        &self,
+        source: DataSourceId,
+        role: Role,
+    ) -> Option<biplane::tenant::RoleCredentials> {
+        use biplane::repository::CredentialStore as _;
+        let all = self
+            .inner
+            .sealed_credentials(None, NonZeroU32::MAX)
+            .await
+            .unwrap();
+        let name = all
+            .iter()
+            .find(|one| one.place.source == source)?
+            .source_name
+            .clone();
+        let source = self.inner.source(&name).await.unwrap()?;
+        source.credentials.get(&role).cloned()
     }
 
     fn actor(&self, by: &Actor) -> Actor {
@@ -266,6 +289,55 @@ impl TenantAdmin for Wrong {
     ) -> Result<CredentialVersion, Error> {
         self.inner
             .set_credential(&self.actor(by), source, role, slot, expected, sealed)
+            .await
+    }
+
+    async fn promote_credential(
+        &self,
+        by: &Actor,
+        source: DataSourceId,
+        role: Role,
+        current: CredentialVersion,
+        next: CredentialVersion,
+    ) -> Result<CredentialVersion, Error> {
+        let by = self.actor(by);
+        let stored = self.credentials_of(source, role).await;
+        match (self.how, stored) {
+            (How::PromotionsCompareNothing, Some(stored)) if stored.next.is_some() => {
+                let next = stored.next.unwrap().version;
+                self.inner
+                    .promote_credential(&by, source, role, stored.current.version, next)
+                    .await
+            }
+            (How::PromotionsTakeTwoSteps, Some(stored)) if stored.next.is_some() => {
+                let text = stored.next.unwrap().sealed;
+                let version = self
+                    .inner
+                    .set_credential(&by, source, role, CredentialSlot::Current, Some(current), text)
+                    .await?;
+                self.inner.discard_credential(&by, source, role, next).await?;
+                Ok(version)
+            }
+            _ => {
+                self.inner
+                    .promote_credential(&by, source, role, current, next)
+                    .await
+            }
+        }
+    }
+
+    async fn discard_credential(
+        &self,
+        by: &Actor,
+        source: DataSourceId,
+        role: Role,
+        next: CredentialVersion,
+    ) -> Result<(), Error> {
+        if self.how == How::DiscardingDoesNothing {
+            return Ok(());
+        }
+        self.inner
+            .discard_credential(&self.actor(by), source, role, next)
             .await
     }
 

@@ -251,6 +251,29 @@ impl TenantAdmin for MemoryControl {
         self.with(|state| state.set_credential(by, source, role, slot, expected, sealed))
     }
 
+    async fn promote_credential(
+        &self,
+        by: &Actor,
+        source: DataSourceId,
+        role: Role,
+        current: CredentialVersion,
+        next: CredentialVersion,
+    ) -> Result<CredentialVersion, Error> {
+        rules::actor(by)?;
+        self.with(|state| state.promote_credential(by, source, role, (current, next)))
+    }
+
+    async fn discard_credential(
+        &self,
+        by: &Actor,
+        source: DataSourceId,
+        role: Role,
+        next: CredentialVersion,
+    ) -> Result<(), Error> {
+        rules::actor(by)?;
+        self.with(|state| state.discard_credential(by, source, role, next))
+    }
+
     async fn create(&self, by: &Actor, tenant: NewTenant) -> Result<Tenant, Error> {
         rules::actor(by)?;
         rules::new_tenant(&tenant)?;

@@ -305,6 +305,63 @@ impl State {
         Ok(version)
     }
 
+    pub(super) fn promote_credential(
+        &mut self,
+        by: &Actor,
+        id: DataSourceId,
+        role: Role,
+        (current, next): (CredentialVersion, CredentialVersion),
+    ) -> Result<CredentialVersion, Error> {
+        let source = self.sources.get_mut(&id).ok_or(ErrorKind::UnknownDataSource)?;
+        let mut record = DataSource::clone(&source.record);
+        let known = record
+            .credentials
+            .get_mut(&role)
+            .ok_or(ErrorKind::VersionConflict)?;
+        let prepared = known
+            .next
+            .take_if(|prepared| prepared.version == next && known.current.version == current)
+            .ok_or(ErrorKind::VersionConflict)?;
+        let last = source.versions.get(&role).copied();
+        let version = last.map_or(CredentialVersion::FIRST, CredentialVersion::next);
+        known.current = StoredCredential::new(version, prepared.sealed);
+        record.version = record.version.next();
+        source.versions.insert(role, version);
+        source.record = Arc::new(record);
+        let fact = |slot: CredentialSlot| format!("credential.{role}.{}", slot.as_str());
+        let changed = json!({
+            fact(CredentialSlot::Current): { "before": current, "after": version },
+            fact(CredentialSlot::Next): { "before": next, "after": null },
+        });
+        self.log(by, Subject::Source(id), &[ChangeKind::Credential], changed);
+        Ok(version)
+    }
+
+    pub(super) fn discard_credential(
+        &mut self,
+        by: &Actor,
+        id: DataSourceId,
+        role: Role,
+        next: CredentialVersion,
+    ) -> Result<(), Error> {
+        let source = self.sources.get_mut(&id).ok_or(ErrorKind::UnknownDataSource)?;
+        let mut record = DataSource::clone(&source.record);
+        let known = record
+            .credentials
+            .get_mut(&role)
+            .ok_or(ErrorKind::VersionConflict)?;
+        known
+            .next
+            .take_if(|prepared| prepared.version == next)
+            .ok_or(ErrorKind::VersionConflict)?;
+        record.version = record.version.next();
+        source.record = Arc::new(record);
+        let fact = format!("credential.{role}.{}", CredentialSlot::Next.as_str());
+        let changed = json!({ fact: { "before": next, "after": null } });
+        self.log(by, Subject::Source(id), &[ChangeKind::Credential], changed);
+        Ok(())
+    }
+
     pub(super) fn sealed_credentials(
         &self,
         after: Option<CredentialPlace>,

@@ -56,6 +56,11 @@ const SET_CREDENTIAL: &str = "
     on conflict (data_source_id, role, slot)
     do update set sealed = excluded.sealed, version = excluded.version
     returning version";
+const PROMOTE: &str = "select biplane_control.promote_credential($1, $2, $3, $4)";
+const DISCARD: &str = "
+    update biplane_control.credential
+    set sealed = null
+    where data_source_id = $1 and role = $2 and slot = 'next' and version = $3 and sealed is not null";
 const INSERT_TENANT: &str = "
     insert into biplane_control.tenant (id, slug, domains, data_source_id, isolation, settings)
     values ($1, $2, $3, $4, $5, $6)
@@ -275,6 +280,53 @@ impl TenantAdmin for PgTenantAdmin {
         Ok(CredentialVersion::new(version.unsigned_abs()))
     }
 
+    async fn promote_credential(
+        &self,
+        by: &Actor,
+        source: DataSourceId,
+        role: Role,
+        current: CredentialVersion,
+        next: CredentialVersion,
+    ) -> Result<CredentialVersion, Error> {
+        rules::actor(by)?;
+        let mut tx = self.begin(by).await?;
+        lock_source(&mut tx, source).await?;
+        let promoted: Option<i64> = sqlx::query_scalar(PROMOTE)
+            .bind(source.as_uuid())
+            .bind(role.as_str())
+            .bind(stored_version(current))
+            .bind(stored_version(next))
+            .fetch_one(&mut tx)
+            .await
+            .map_err(failed)?;
+        let promoted = promoted.ok_or(ErrorKind::VersionConflict)?;
+        tx.commit().await.map_err(failed)?;
+        Ok(CredentialVersion::new(promoted.unsigned_abs()))
+    }
+
+    async fn discard_credential(
+        &self,
+        by: &Actor,
+        source: DataSourceId,
+        role: Role,
+        next: CredentialVersion,
+    ) -> Result<(), Error> {
+        rules::actor(by)?;
+        let mut tx = self.begin(by).await?;
+        lock_source(&mut tx, source).await?;
+        let discarded = sqlx::query(DISCARD)
+            .bind(source.as_uuid())
+            .bind(role.as_str())
+            .bind(stored_version(next))
+            .execute(&mut tx)
+            .await
+            .map_err(failed)?;
+        if discarded.rows_affected() == 0 {
+            return Err(ErrorKind::VersionConflict.into());
+        }
+        tx.commit().await.map_err(failed)
+    }
+
     async fn create(&self, by: &Actor, tenant: NewTenant) -> Result<Tenant, Error> {
         rules::actor(by)?;
         rules::new_tenant(&tenant)?;
@@ -436,6 +488,11 @@ async fn finish<T>(
     let written = read(&written)?;
     tx.commit().await.map_err(failed)?;
     Ok(written)
+}
+
+/// A version that Postgres has no room for is one that nothing there has.
+fn stored_version(version: CredentialVersion) -> i64 {
+    i64::try_from(version.value()).unwrap_or(i64::MAX)
 }
 
 fn texts(domains: &[Domain]) -> Vec<String> {

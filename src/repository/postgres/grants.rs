@@ -76,6 +76,7 @@ impl Grants {
                      biplane_control.credential",
                     "execute on function biplane_control.prune_changes(interval), \
                      biplane_control.reseal_credentials(uuid[], text[], text[], text[], text[]), \
+                     biplane_control.promote_credential(uuid, text, bigint, bigint), \
                      biplane_control.leave(uuid), biplane_control.release_brake(), biplane_control.freeze(), \
                      biplane_control.thaw()",
                 ],

@@ -53,8 +53,10 @@ const LEVEL: &str = "begin isolation level read committed";
 ///
 /// # By hand
 /// A key rotation seals credentials anew with `biplane_control.reseal_credentials(…)`, which keeps their versions; a plain
-/// `update` of a sealed value raises the version, as for another login. `select biplane_control.leave('…')` takes a process
-/// that is known to be dead off the list of those that a key has to reach.
+/// `update` of a sealed value raises the version, as for another login. `select biplane_control.promote_credential(…)` puts
+/// a prepared login in the place of the current one ([how](crate::manual::credentials)).
+/// `select biplane_control.leave('…')` takes a process that is known to be dead off the list of those that a key has to
+/// reach.
 ///
 /// `select biplane_control.release_brake()` lets a bulk change past the brakes of all routers
 /// ([`BrakeOptions`](crate::router::BrakeOptions)): everything that was committed before it or by its own transaction, so

@@ -102,6 +102,13 @@ macro_rules! repository_conformance {
                 a_reseal_is_audited_by_key_and_logged,
                 pages_of_sealed_credentials_have_each_one_once,
             ]);
+            $crate::__conformance!(Backend, $start, promotion: [
+                what_was_prepared_is_in_use_after_its_promotion,
+                a_promotion_is_one_change,
+                a_promotion_of_what_was_not_looked_at_is_refused,
+                what_was_prepared_can_be_given_up,
+                of_rival_promotions_one_wins,
+            ]);
             $crate::__conformance!(Backend, $start, instances: [
                 a_beat_is_listed_as_it_was_given,
                 each_beat_replaces_the_one_before,
@@ -200,6 +207,7 @@ mod tests {
             ("names", include_str!("names.rs")),
             ("sources", include_str!("sources.rs")),
             ("credentials", include_str!("credentials.rs")),
+            ("promotion", include_str!("promotion.rs")),
             ("instances", include_str!("instances.rs")),
             ("changes", include_str!("changes.rs")),
             ("concurrency", include_str!("concurrency.rs")),

@@ -74,6 +74,7 @@ pub mod credentials;
 pub mod instances;
 mod list;
 pub mod names;
+pub mod promotion;
 pub mod push;
 pub mod reading;
 pub mod sources;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use biplane::{
-    connector::postgres::{EnvironmentSource, PgConnectorOptions},
+    connector::postgres::{EnvironmentSource, PgConnectorOptions, PgServers},
     keyring::KeyWrapper,
     plane::{ControlOptions, RoleName, dangerous_assume_tenant},
     rotation::{Cursor, Decision, StoredValue},
@@ -55,6 +55,13 @@ pub(super) const TYPES: &[(&str, How)] = &[
         }),
     ),
     (
+        "connector::postgres::PgServers",
+        Show(|shown| {
+            let environment = EnvironmentSource::from_settings(&settings()).unwrap();
+            shown.debug(&PgServers::new().with_environment(environment));
+        }),
+    ),
+    (
         "plane::Assumed",
         Show(|shown| {
             let options = sqlx::postgres::PgConnectOptions::new_without_pgpass().password(SECRET);
@@ -94,6 +101,7 @@ pub(super) const TYPES: &[(&str, How)] = &[
     ("pool::PoolStats", Public(FIGURES)),
     ("pool::StatementLogging", Public(WORD)),
     ("rotation::Census", Public(FIGURES)),
+    ("rotation::Checked", Public("an id, a role and versions")),
     (
         "rotation::Cursor",
         Show(|shown| {
@@ -120,10 +128,20 @@ pub(super) const TYPES: &[(&str, How)] = &[
         "rotation::KeyUser",
         Public("an id, the name of a service, and a length of time"),
     ),
+    (
+        "rotation::LoginRotation",
+        Public("the name of a data source, a role, and who does it why"),
+    ),
+    (
+        "rotation::LoginRotationError",
+        Public("names, figures, and errors that are shown by themselves"),
+    ),
     ("rotation::MemoryStore", AtWork),
     ("rotation::Mode", Public(WORD)),
     ("rotation::PgColumns", AtWork),
+    ("rotation::Prepared", Public(WORD)),
     ("rotation::Progress", Public(FIGURES)),
+    ("rotation::Promoted", Public(FIGURES)),
     ("rotation::Report", AtWork),
     ("rotation::Reseal", Public("an alias of rotation::Job")),
     (
@@ -131,6 +149,10 @@ pub(super) const TYPES: &[(&str, How)] = &[
         Public("the keyring of a job, shown with it"),
     ),
     ("rotation::RotationError", AtWork),
+    (
+        "rotation::RotationTools",
+        Public("references, of which it prints none"),
+    ),
     (
         "rotation::StillUsed",
         Public("ids, names of services and stores, and figures"),

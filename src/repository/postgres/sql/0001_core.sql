@@ -479,48 +479,74 @@ begin
     if new.version < old.version then
         raise exception using errcode = 'BC005', message = 'versions only rise';
     end if;
-    -- The same login under another key, says `reseal_credentials`: nobody has to connect anew for that.
+    -- The same login under another key, says `reseal_credentials`: nobody has to connect anew for that. An emptied slot
+    -- keeps its version, which nothing has any more.
     if new.version > old.version
-        or new.sealed is distinct from old.sealed
-            and coalesce(current_setting('biplane.resealing', true), '') <> 'on' then
+        or new.sealed is not null and old.sealed is null
+        or new.sealed <> old.sealed and coalesce(current_setting('biplane.resealing', true), '') <> 'on' then
         new.version := greatest(new.version, highest + 1);
     end if;
     return new;
 end
 $function$;
 
-create function biplane_control.credential_changed() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
-declare
-    fact text := format('credential.%s.%s', new.role, new.slot);
-    before jsonb;
-    after jsonb := case when new.sealed is not null then to_jsonb(new.version) end;
+-- What one statement does to the credentials of a data source is one change: a promotion fills one slot and empties the
+-- other.
+create function biplane_control.record_credentials(source uuid, facts jsonb) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $function$
 begin
-    if tg_op = 'UPDATE' then
-        if new.version = old.version and new.sealed is not distinct from old.sealed then
-            return null;
-        end if;
-        before := case when old.sealed is not null then to_jsonb(old.version) end;
-        if new.version = old.version then
-            fact := fact || '.key';
-            before := to_jsonb(split_part(old.sealed, '.', 2));
-            after := to_jsonb(split_part(new.sealed, '.', 2));
-        end if;
-    end if;
     if exists (
         select from biplane_control.credential as prepared
-        where prepared.data_source_id = new.data_source_id and prepared.role = new.role
-            and prepared.slot = 'next' and prepared.sealed is not null
+        where prepared.data_source_id = source and prepared.slot = 'next' and prepared.sealed is not null
             and not exists (
                 select from biplane_control.credential as used
-                where used.data_source_id = new.data_source_id and used.role = new.role
+                where used.data_source_id = source and used.role = prepared.role
                     and used.slot = 'current' and used.sealed is not null)
     ) then
         raise exception using errcode = 'BC008', message = 'a next credential needs a current one';
     end if;
-    update biplane_control.data_source set version = version + 1 where id = new.data_source_id;
-    perform biplane_control.record(null, new.data_source_id, '{credential}', jsonb_build_object(
-        fact, jsonb_build_object('before', before, 'after', after)));
+    update biplane_control.data_source set version = version + 1 where id = source;
+    perform biplane_control.record(null, source, '{credential}', facts);
+end
+$function$;
+
+create function biplane_control.credential_changed() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $function$
+declare
+    changed record;
+begin
+    if tg_op = 'INSERT' then
+        for changed in
+            select later.data_source_id as source, jsonb_object_agg(
+                format('credential.%s.%s', later.role, later.slot), jsonb_build_object(
+                    'before', null, 'after', case when later.sealed is not null then later.version end)) as facts
+            from written as later group by later.data_source_id order by later.data_source_id
+        loop
+            perform biplane_control.record_credentials(changed.source, changed.facts);
+        end loop;
+        return null;
+    end if;
+    for changed in
+        select source, jsonb_object_agg(fact, jsonb_build_object('before', before, 'after', after)) as facts
+        from (
+            select later.data_source_id as source,
+                format('credential.%s.%s', later.role, later.slot) as fact,
+                case when earlier.sealed is not null then to_jsonb(earlier.version) end as before,
+                case when later.sealed is not null then to_jsonb(later.version) end as after
+            from overwritten as earlier join written as later using (data_source_id, role, slot)
+            where later.version > earlier.version or (later.sealed is null and earlier.sealed is not null)
+            union all
+            select later.data_source_id,
+                format('credential.%s.%s.key', later.role, later.slot),
+                to_jsonb(split_part(earlier.sealed, '.', 2)),
+                to_jsonb(split_part(later.sealed, '.', 2))
+            from overwritten as earlier join written as later using (data_source_id, role, slot)
+            where later.version = earlier.version and later.sealed <> earlier.sealed
+        ) as facts
+        group by source order by source
+    loop
+        perform biplane_control.record_credentials(changed.source, changed.facts);
+    end loop;
     return null;
 end
 $function$;
@@ -651,6 +677,41 @@ begin
 end
 $function$;
 
+-- Makes the prepared credential of a data source and role the one in use, and empties its slot, if `current` and `next` are
+-- the versions of the two: what somebody looked at is what is promoted. Returns the new version, or null if they are not.
+create function biplane_control.promote_credential(source uuid, role text, current bigint, next bigint)
+returns bigint
+language plpgsql set search_path = pg_catalog, pg_temp as $function$
+#variable_conflict use_column
+declare
+    promoted bigint;
+begin
+    -- Whoever changes credentials of this data source waits here, and what follows sees what they have done.
+    perform 1 from biplane_control.data_source as known
+    where known.id = promote_credential.source for no key update;
+    if not exists (
+        select from biplane_control.credential as held
+        where held.data_source_id = promote_credential.source and held.role = promote_credential.role
+            and held.slot = 'current' and held.version = promote_credential.current and held.sealed is not null)
+    then
+        return null;
+    end if;
+    with swapped as (
+        update biplane_control.credential as held
+        set sealed = case held.slot when 'current' then prepared.sealed end,
+            version = held.version + (held.slot = 'current')::int
+        from biplane_control.credential as prepared
+        where prepared.data_source_id = promote_credential.source and prepared.role = promote_credential.role
+            and prepared.slot = 'next' and prepared.version = promote_credential.next
+            and prepared.sealed is not null
+            and held.data_source_id = prepared.data_source_id and held.role = prepared.role
+        returning held.slot, held.version
+    )
+    select swapped.version into promoted from swapped where swapped.slot = 'current';
+    return promoted;
+end
+$function$;
+
 -- Says that an instance lives, how far it has followed the change log, and which keys it has:
 -- `[{"id": "…", "state": "primary", "opens": 0, "seals": 0, "refused": 0}]`, all of them each time. Who has been silent
 -- for a day is forgotten on the way. Nobody waits for anybody but for the end of what is about the same instance: the
@@ -712,8 +773,11 @@ create trigger data_source_stays before delete or truncate on biplane_control.da
     for each statement execute function biplane_control.refuse('A data source without tenants does no harm.');
 create trigger credential_guard before insert or update on biplane_control.credential
     for each row execute function biplane_control.credential_guard();
-create trigger credential_changed after insert or update on biplane_control.credential
-    for each row execute function biplane_control.credential_changed();
+create trigger credential_stored after insert on biplane_control.credential
+    referencing new table as written for each statement execute function biplane_control.credential_changed();
+create trigger credential_changed after update on biplane_control.credential
+    referencing old table as overwritten new table as written
+    for each statement execute function biplane_control.credential_changed();
 create trigger credential_stays before delete or truncate on biplane_control.credential
     for each statement execute function biplane_control.refuse('Set sealed to null to empty the slot.');
 create trigger audit_stays before update or delete or truncate on biplane_control.audit

@@ -1,5 +1,7 @@
 //! Handles on Postgres databases.
 
+mod servers;
+
 use std::{
     collections::{HashMap, hash_map::Entry},
     fmt,
@@ -9,13 +11,17 @@ use std::{
 
 use async_trait::async_trait;
 
+pub use self::servers::PgServers;
 use super::{Connector, ConnectorStats, Route, TenantRoute};
 use crate::{
     breaker::BreakerStatus,
     error::{Error, ErrorKind},
     plane::{Lease, Lent, TenantDb},
-    pool::{BreakerOptions, Dial, Guard, Logins, Pool, PoolOptions, Renewal, Stack, check_server},
-    repository::CredentialSource,
+    pool::{
+        BreakerOptions, Dial, Guard, Keeper, Logins, Passport, Pool, PoolOptions, Renewal, Stack, Successor,
+        check_server,
+    },
+    repository::{CredentialSource, Login},
     secret::Credential,
     settings::Settings,
     tenant::{
@@ -177,6 +183,8 @@ impl Connector for PgConnector {
             waiting: pool.waiting,
             open_breakers: pool.open_breakers,
             refused: pool.refused,
+            outdated: usize::try_from(pool.outdated).unwrap_or(usize::MAX),
+            failed_renewals: pool.failed_renewals,
         }
     }
 
@@ -203,7 +211,14 @@ impl Lease for PgLease {
             if cfg!(biplane_mutant = "routes_are_not_looked_at_again") || self.route.is_current(&route)? {
                 return Ok(Lent::new(checkout?, access(&route, self.role)));
             }
-            route = self.route.current().await?;
+            let now = self.route.current().await?;
+            if let Ok(checkout) = checkout
+                && leads_alike(&route, &now)
+                && !cfg!(biplane_mutant = "any_change_sends_callers_back")
+            {
+                return Ok(Lent::new(checkout, access(&now, self.role)));
+            }
+            route = now;
         }
         Err(Error::new(ErrorKind::ControlPlaneUnavailable)
             .detail("the route changed with every attempt to follow it"))
@@ -257,6 +272,24 @@ impl Renewal for RouteRenewal {
             let _ = connector.stack(&route, self.role);
         }
     }
+
+    async fn follow(&self) {
+        if let Ok(route) = self.route.current().await
+            && let Some(connector) = self.connector.upgrade()
+        {
+            let _ = connector.stack(&route, self.role);
+        }
+    }
+}
+
+/// Whether a connection that one route led to is one that the other leads to: the login alone may be another, and what is at
+/// work with the one before it may go on.
+fn leads_alike(before: &Route, now: &Route) -> bool {
+    let ((old, new), (from, to)) = ((before.tenant(), now.tenant()), (before.source(), now.source()));
+    old.placement == new.placement
+        && from.id == to.id
+        && from.location == to.location
+        && from.database_id == to.database_id
 }
 
 /// What a handle may do: as much as both the tenant's status and its own role let it.
@@ -295,6 +328,10 @@ impl Inner {
                         current.stack.renew(dial, pool.max(), pool.min())?;
                         current.source = Arc::clone(source);
                         current.credential = credential;
+                    } else if current.is_told_otherwise(source, role) {
+                        let (dial, _) = self.dial(source, role, current.credential)?;
+                        current.stack.refresh(dial);
+                        current.source = Arc::clone(source);
                     }
                     current.version = source.version;
                 }
@@ -335,7 +372,7 @@ impl Inner {
         let dial = Dial {
             guard: Some(Guard::new(source.id, role, credential, &server.endpoints)),
             server,
-            logins: Box::new(SourceLogins {
+            logins: Keeper::new(SourceLogins {
                 options: Arc::clone(&self.options),
                 source: Arc::clone(source),
                 role,
@@ -345,12 +382,20 @@ impl Inner {
             database_id: source.database_id,
             access: role_access(role),
             turn: tokio::sync::Mutex::default(),
+            successor: Successor::default(),
         };
         Ok((dial, pool))
     }
 }
 
 impl Current {
+    /// Whether the record says otherwise how to log in, with the same login: sealed anew, or with another one to follow.
+    fn is_told_otherwise(&self, source: &DataSource, role: Role) -> bool {
+        self.version < source.version
+            && self.source.credentials.get(&role) != source.credentials.get(&role)
+            && !cfg!(biplane_mutant = "what_is_prepared_is_not_seen")
+    }
+
     fn serves(&self, source: &DataSource, credential: CredentialVersion) -> bool {
         // Who read the version of a credential just before it rose must not take everybody back to it.
         let overtaken = self.version == source.version && credential < self.credential;
@@ -358,6 +403,15 @@ impl Current {
             && self.source.location == source.location
             && self.source.pool == source.pool
             && self.source.database_id == source.database_id
+    }
+}
+
+impl From<Login> for Passport {
+    fn from(login: Login) -> Self {
+        Self {
+            credential: login.credential,
+            expires_at: login.expires_at,
+        }
     }
 }
 
@@ -370,15 +424,23 @@ struct SourceLogins {
 
 #[async_trait]
 impl Logins for SourceLogins {
-    async fn login(&self) -> Result<Credential, Error> {
+    async fn login(&self) -> Result<Passport, Error> {
         match self.options.environment_login(&self.source, self.role) {
-            Some(credential) => Ok(credential.clone()),
-            None => Ok(self
-                .options
-                .credentials
-                .login(&self.source, self.role)
-                .await?
-                .credential),
+            Some(credential) => Ok(Login::new(credential.clone()).into()),
+            None => {
+                let login = self.options.credentials.login(&self.source, self.role);
+                Ok(login.await?.into())
+            }
+        }
+    }
+
+    async fn next_login(&self) -> Result<Option<Passport>, Error> {
+        match self.options.environment_login(&self.source, self.role) {
+            Some(_) => Ok(None),
+            None => {
+                let next = self.options.credentials.next_login(&self.source, self.role);
+                Ok(next.await?.map(Passport::from))
+            }
         }
     }
 }

@@ -1,0 +1,133 @@
+//! Asking data servers about logins.
+
+use std::{fmt, num::NonZeroU32, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+use super::EnvironmentSource;
+use crate::{
+    error::{Error, ErrorKind},
+    pool::{Checkout, Dial, Keeper, Logins, Passport, Pool, PoolOptions, Successor},
+    repository::DataServers,
+    secret::Credential,
+    tenant::{Access, DataSource, Location, Role},
+};
+
+/// How long connecting may take: several times what a request may wait, because no request waits for this, and a server
+/// that has much to do is to be asked all the same.
+const CONNECT: Duration = Duration::from_secs(20);
+
+/// How long to take leave of a server.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+const SESSIONS: &str = "
+    select pg_catalog.count(*)
+    from pg_catalog.pg_stat_activity
+    where usename = $1 and pid <> pg_catalog.pg_backend_pid()";
+
+/// Postgres servers, asked on a connection of its own each time, which is no part of any pool.
+#[derive(Clone, Default)]
+pub struct PgServers {
+    environment: Option<Arc<EnvironmentSource>>,
+}
+
+impl PgServers {
+    /// The servers that the control plane knows.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// And the data source that the environment of this process defines.
+    #[must_use]
+    pub fn with_environment(mut self, environment: EnvironmentSource) -> Self {
+        self.environment = Some(Arc::new(environment));
+        self
+    }
+
+    async fn connect(
+        &self,
+        source: &DataSource,
+        role: Role,
+        credential: &Credential,
+    ) -> Result<(Pool, Checkout), Error> {
+        let server = match (&source.location, &self.environment) {
+            (Location::Server(server), _) => server.clone(),
+            (Location::Environment, Some(environment)) => environment.server.clone(),
+            _ => {
+                return Err(Error::new(ErrorKind::InvalidConfiguration)
+                    .detail("the data source is on no Postgres server that is known here"));
+            }
+        };
+        let mut options = PoolOptions::default().cap(NonZeroU32::MIN);
+        (options.connect_timeout, options.wait_timeout) = (CONNECT, CONNECT + GOODBYE);
+        let pool = Pool::new(options)?;
+        let dial = Dial {
+            server,
+            logins: Keeper::new(Given(credential.clone())),
+            search_path: "public".into(),
+            application_name: "biplane (login)".into(),
+            database_id: source.database_id,
+            access: match role {
+                Role::App | Role::Service => Access::ReadWrite,
+                Role::ReadOnly => Access::Read,
+            },
+            turn: tokio::sync::Mutex::default(),
+            guard: None,
+            successor: Successor::default(),
+        };
+        let stack = pool.stack(dial, NonZeroU32::MIN, 0)?;
+        let checkout = stack.checkout(|| None).await?;
+        Ok((pool, checkout))
+    }
+}
+
+#[async_trait]
+impl DataServers for PgServers {
+    async fn log_in(&self, source: &DataSource, role: Role, credential: &Credential) -> Result<(), Error> {
+        let (pool, checkout) = self.connect(source, role, credential).await?;
+        drop(checkout);
+        pool.close(GOODBYE).await;
+        Ok(())
+    }
+
+    async fn sessions(
+        &self,
+        source: &DataSource,
+        role: Role,
+        credential: &Credential,
+        user: &str,
+    ) -> Result<u64, Error> {
+        let (pool, mut checkout) = self.connect(source, role, credential).await?;
+        let counted: sqlx::Result<i64> = sqlx::query_scalar(SESSIONS)
+            .bind(user)
+            .persistent(false)
+            .fetch_one(checkout.hand_over())
+            .await;
+        drop(checkout);
+        pool.close(GOODBYE).await;
+        Ok(counted?.unsigned_abs())
+    }
+}
+
+impl fmt::Debug for PgServers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PgServers").finish_non_exhaustive()
+    }
+}
+
+struct Given(Credential);
+
+#[async_trait]
+impl Logins for Given {
+    async fn login(&self) -> Result<Passport, Error> {
+        Ok(Passport {
+            credential: self.0.clone(),
+            expires_at: None,
+        })
+    }
+
+    async fn next_login(&self) -> Result<Option<Passport>, Error> {
+        Ok(None)
+    }
+}
