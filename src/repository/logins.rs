@@ -30,7 +30,7 @@ impl CredentialSource for Keyring {
     async fn login(&self, source: &DataSource, role: Role) -> Result<Login, Error> {
         self.open_credential(source.id, role, &stored(source, role)?.sealed)
             .map(Login::new)
-            .map_err(|error| unreadable(source, role, error))
+            .map_err(|error| unreadable(&source.name, role, error))
     }
 }
 
@@ -55,7 +55,7 @@ impl CredentialSource for LiveKeyring {
         };
         opened
             .map(Login::new)
-            .map_err(|error| unreadable(source, role, error))
+            .map_err(|error| unreadable(&source.name, role, error))
     }
 }
 
@@ -67,7 +67,7 @@ fn stored(source: &DataSource, role: Role) -> Result<&StoredCredential, Error> {
         .ok_or_else(|| missing(source, role))
 }
 
-fn unreadable(source: &DataSource, role: Role, error: KeyringError) -> Error {
+pub(super) fn unreadable(source: &str, role: Role, error: KeyringError) -> Error {
     let key = match &error {
         KeyringError::UnknownKey(key)
         | KeyringError::KeyDisabled(key)
@@ -76,7 +76,7 @@ fn unreadable(source: &DataSource, role: Role, error: KeyringError) -> Error {
         _ => None,
     };
     Error::new(ErrorKind::CredentialUnreadable { key })
-        .detail(format!("data source {}, role {role}", source.name))
+        .detail(format!("data source {source}, role {role}"))
         .caused_by(error)
 }
 

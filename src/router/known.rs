@@ -6,6 +6,7 @@
 
 mod changes;
 mod landing;
+mod overriding;
 
 use std::sync::{Arc, PoisonError, Weak, atomic::Ordering};
 
@@ -14,6 +15,7 @@ use self::landing::Landing;
 use super::{
     CacheOptions, clock,
     flights::{Batch, Flight, Flights, Joined, Moment},
+    overrides::InForce,
     pacing::Pacing,
     sync::{AtomicBool, Map, Mutex, MutexGuard},
     table::{Entry, Table},
@@ -37,6 +39,8 @@ pub(super) struct Known<H> {
     unknown: moka::sync::Cache<TenantName, u64>,
     jitter: foldhash::fast::RandomState,
     desk: Mutex<Desk<H>>,
+    /// Written under the lock of the desk.
+    overrides: Mutex<Arc<InForce>>,
     closed: AtomicBool,
 }
 
@@ -109,6 +113,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
                 flights: Flights::default(),
                 pacing: Pacing::new(&options),
             }),
+            overrides: Mutex::new(Arc::default()),
             options,
             routes: Map::new(),
             table: Arc::downgrade(table),

@@ -14,6 +14,7 @@ mod flights;
 mod interleavings;
 mod known;
 mod options;
+mod overrides;
 mod pacing;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -39,10 +40,11 @@ pub use self::{
     clock::Clock,
     feed::{FeedEngine, FeedHealth},
     options::{CacheOptions, FeedOptions},
+    overrides::{OverriddenTenant, OverrideHealth, Overrides},
     stats::RouterStats,
     warm_up::WarmUp,
 };
-use self::{core::Core, feed::Feed, table::Table};
+use self::{core::Core, feed::Feed, overrides::Watch, table::Table};
 #[cfg(feature = "postgres")]
 use crate::plane::TenantDb;
 use crate::{
@@ -102,6 +104,11 @@ pub trait TenantRouter: Debug + Send + Sync + 'static {
 
     /// How the router is doing.
     fn stats(&self) -> RouterStats;
+
+    /// What an override file makes it do; by default there is none to follow.
+    fn overrides(&self) -> OverrideHealth {
+        OverrideHealth::default()
+    }
 }
 
 /// A router, as a service holds it: cheap to clone, and without a type parameter to carry through the application.
@@ -166,6 +173,13 @@ impl<H: Clone + Send + Sync + 'static> Biplane<H> {
     #[must_use]
     pub fn stats(&self) -> RouterStats {
         self.0.stats()
+    }
+
+    /// Whether an [override file](crate::manual::overrides) is in force, for how long and for how many tenants, and whether
+    /// it is refused: for the health check of the service, which should not be green then.
+    #[must_use]
+    pub fn overrides(&self) -> OverrideHealth {
+        self.0.overrides()
     }
 
     /// Up to where the changes of the control plane act in this process, for the heartbeat that tells others;
@@ -249,10 +263,11 @@ impl<C: Connector> Router<C> {
         options: CacheOptions,
         clock: Clock,
         feed: Option<Feed>,
+        overrides: Option<Watch>,
         connector: C,
     ) -> Self {
         let table = Arc::new(Table::new());
-        let core = Arc::new(Core::new(repository, options, clock, feed, &table));
+        let core = Arc::new(Core::new(repository, options, clock, feed, overrides, &table));
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             core.follow_changes(&runtime);
         }
@@ -298,8 +313,17 @@ impl<C: Connector> TenantRouter for Router<C> {
 
     fn stats(&self) -> RouterStats {
         let core = &self.core;
-        core.counters
-            .snapshot(core.known.tenants(), self.connector.stats(), core.feed_health())
+        let counted =
+            core.counters
+                .snapshot(core.known.tenants(), self.connector.stats(), core.feed_health());
+        RouterStats {
+            overridden_tenants: core.overridden_tenants(),
+            ..counted
+        }
+    }
+
+    fn overrides(&self) -> OverrideHealth {
+        self.core.override_health()
     }
 }
 

@@ -90,8 +90,9 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
             self.unknown.invalidate_all();
         }
         if !sources.is_empty() {
+            self.overrides().sources_changed(&sources);
             self.routes.for_each(|route| {
-                if sources.contains(&route.source().id) {
+                if sources.contains(&route.source().id) || sources.contains(&route.record().source.id) {
                     changed.insert(route.tenant().id);
                 }
             });

@@ -27,6 +27,9 @@ pub(super) struct Landing<'a, H> {
 impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
     pub(super) fn learn(&self, name: &TenantName, outcome: Found) -> Answer<H> {
         let Some(resolved) = outcome? else {
+            if let Some(given) = self.known.given(name, self.asked_at, self.now) {
+                return given;
+            }
             self.learn_unknown(name);
             return Err(ErrorKind::UnknownTenant.into());
         };
@@ -48,10 +51,8 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
             .flights
             .is_tenant_overtaken(tenant, record.source.id, self.batch)
         {
-            return Ok(Arc::new(Entry::new(Arc::new(Route::overtaken(
-                record,
-                self.asked_at,
-            )))));
+            let route = known.served(Route::overtaken(record, self.asked_at));
+            return Ok(Arc::new(Entry::new(Arc::new(route))));
         }
         let fresh_until = known.ages.fresh_until(self.asked_at);
         let sure = !self.flights.is_unsure(self.batch);
@@ -74,7 +75,7 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
             }
         }
         known.forget(tenant);
-        let route = Arc::new(Route::new(record, self.asked_at, fresh_until));
+        let route = Arc::new(known.served(Route::new(record, self.asked_at, fresh_until)));
         if !sure && !cfg!(biplane_mutant = "first_look_confirms") {
             route.doubt();
         }
