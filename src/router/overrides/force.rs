@@ -91,8 +91,8 @@ impl InForce {
     }
 
     /// These data sources have changed.
-    pub(in crate::router) fn sources_changed(&self, changed: &HashSet<DataSourceId>) {
-        if changed.iter().any(|source| self.sources.contains(source)) {
+    pub(in crate::router) fn sources_changed<'a>(&self, mut changed: impl Iterator<Item = &'a DataSourceId>) {
+        if changed.any(|source| self.sources.contains(source)) {
             self.outdated.store(true, Ordering::Release);
         }
     }
