@@ -130,6 +130,10 @@ found! {
         wrong(How::ResealsAnswerInAnyOrder) => credentials::a_reseal_leaves_what_was_changed_meanwhile;
     pages_of_credentials_that_skip_the_rest_of_a_source:
         wrong(How::PagesGoBySource) => credentials::pages_of_sealed_credentials_have_each_one_once;
+    openings_that_nobody_hears_of:
+        wrong(How::OpeningsAreSilent) => credentials::an_opening_is_audited_and_changes_nothing;
+    openings_by_nobody:
+        wrong(How::OpeningsAreSilent) => credentials::an_opening_of_nothing_or_by_nobody_is_refused;
     leaving_that_leaves_it_there:
         wrong(How::LeavingIsIgnored) => instances::who_leaves_is_gone;
     a_beat_that_keeps_old_keys:
@@ -221,6 +225,13 @@ found! {
         => credentials::a_reseal_raises_the_version_of_the_source;
     a_reseal_that_is_audited_as_a_change:
         tampered(&[("'credential.%s.%s.key'", "'credential.%s.%s'")]) => credentials::a_reseal_is_audited_by_key_and_logged;
+    an_opening_that_is_logged_as_a_change:
+        tampered(&[("perform biplane_control.record(null, record_opening.source, '{}',",
+                    "perform biplane_control.record(null, record_opening.source, '{credential}',")])
+        => credentials::an_opening_is_audited_and_changes_nothing;
+    an_opening_with_the_sealed_value:
+        tampered(&[("'key', split_part(record_opening.sealed, '.', 2))", "'key', record_opening.sealed)")])
+        => credentials::an_opening_is_audited_and_changes_nothing;
     leaving_that_leaves_the_row:
         tampered(&[("delete from biplane_control.instance as gone where gone.id = leave.id", "select leave.id")])
         => instances::who_leaves_is_gone;
@@ -243,7 +254,7 @@ found! {
         tampered(&[("heard - interval '24 hours'", "heard - interval '1 hour'")])
         => instances::who_is_silent_for_a_day_is_forgotten;
     gaps_that_nobody_notices:
-        tampered(&[("<= interval '1 minute'", "<= interval '1 day'")])
+        tampered(&[("known.seen_at <= interval '1 minute'", "known.seen_at <= interval '1 day'")])
         => instances::a_gap_between_beats_ends_the_steady_time;
     silence_that_counts_from_the_start:
         tampered(&[("set service = excluded.service, seen_at = excluded.seen_at,", "set service = excluded.service,")])

@@ -50,6 +50,21 @@ impl Freshness {
         Self::new(confirmed_at, RETIRED)
     }
 
+    /// Over, and in doubt: nothing that was heard says anything about it.
+    pub(super) fn expire_unread(&self) {
+        self.until.store(OVER, Ordering::Release);
+        self.doubt();
+    }
+
+    /// The same, in a place of its own.
+    pub(super) fn copy(&self) -> Self {
+        Self {
+            until: AtomicU64::new(self.until.load(Ordering::Acquire)),
+            confirmed_at: AtomicU64::new(self.confirmed_at.load(Ordering::Acquire)),
+            standing: AtomicU64::new(self.standing.load(Ordering::Acquire)),
+        }
+    }
+
     #[inline]
     pub(super) fn holds(&self, now: u64) -> bool {
         now < self.until.load(Ordering::Acquire)

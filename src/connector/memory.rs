@@ -132,6 +132,13 @@ impl<T: Clone + Send + Sync + 'static> MemoryDb<T> {
         self.shared.route.age()
     }
 
+    /// Whether an [override file](crate::manual::overrides) says where this tenant's data is, and not the control plane;
+    /// `None` when the route is not cached any more and the next use will ask.
+    #[must_use]
+    pub fn is_overridden(&self) -> Option<bool> {
+        self.shared.route.is_overridden()
+    }
+
     /// Reads.
     ///
     /// # Errors

@@ -74,9 +74,20 @@ pub struct ConnectorStats {
 
 /// What a router knows of a tenant at one moment: where its data is, and what it may do.
 pub struct Route {
+    /// As it is served.
     record: Arc<TenantRecord>,
+    origin: Origin,
     /// In milliseconds of the router's clock.
     freshness: Freshness,
+}
+
+/// Who says what a route says.
+enum Origin {
+    ControlPlane,
+    /// A file, instead of the control plane, which says this.
+    Overridden(Arc<TenantRecord>),
+    /// A file alone.
+    Given,
 }
 
 impl Route {
@@ -84,6 +95,7 @@ impl Route {
     pub(crate) const fn new(record: Arc<TenantRecord>, confirmed_at: u64, fresh_until: u64) -> Self {
         Self {
             record,
+            origin: Origin::ControlPlane,
             freshness: Freshness::new(confirmed_at, fresh_until),
         }
     }
@@ -92,6 +104,7 @@ impl Route {
     pub(crate) const fn overtaken(record: Arc<TenantRecord>, confirmed_at: u64) -> Self {
         Self {
             record,
+            origin: Origin::ControlPlane,
             freshness: Freshness::retired(confirmed_at),
         }
     }
@@ -116,7 +129,46 @@ impl Route {
 
     /// The versions that order the routes of one tenant.
     pub(crate) fn versions(&self) -> (Version, Version) {
-        versions(&self.record)
+        versions(self.record())
+    }
+
+    /// What a file says of a tenant that nobody else has spoken of. Whoever looks it up asks the control plane.
+    pub(crate) fn given(record: Arc<TenantRecord>, now: u64) -> Self {
+        let freshness = Freshness::new(now, 0);
+        freshness.expire_unread();
+        Self {
+            record,
+            origin: Origin::Given,
+            freshness,
+        }
+    }
+
+    /// The same with another record to be served instead of the control plane's, or with none.
+    pub(crate) fn overridden_by(&self, served: Option<Arc<TenantRecord>>) -> Self {
+        let base = match &self.origin {
+            Origin::Overridden(base) => base,
+            Origin::ControlPlane | Origin::Given => &self.record,
+        };
+        let (record, origin) = match served {
+            Some(served) => (served, Origin::Overridden(Arc::clone(base))),
+            None => (Arc::clone(base), Origin::ControlPlane),
+        };
+        Self {
+            record,
+            origin,
+            freshness: self.freshness.copy(),
+        }
+    }
+
+    /// Whether an override file says where the data is, and not the control plane.
+    #[must_use]
+    pub fn is_overridden(&self) -> bool {
+        !matches!(self.origin, Origin::ControlPlane)
+    }
+
+    /// Whether an override file alone speaks of the tenant.
+    pub(crate) const fn is_given(&self) -> bool {
+        matches!(self.origin, Origin::Given)
     }
 
     #[inline]
@@ -172,8 +224,12 @@ impl Route {
         self.freshness.reassure();
     }
 
+    /// What the control plane says, or a file if nobody else does.
     pub(crate) fn record(&self) -> &TenantRecord {
-        &self.record
+        match &self.origin {
+            Origin::Overridden(base) => base,
+            Origin::ControlPlane | Origin::Given => &self.record,
+        }
     }
 
     pub(crate) fn is_retired(&self) -> bool {
@@ -219,6 +275,7 @@ impl Debug for Route {
             .field("tenant", id)
             .field("status", status)
             .field("version", version)
+            .field("overridden", &self.is_overridden())
             .finish_non_exhaustive()
     }
 }
@@ -237,6 +294,9 @@ pub(crate) trait Routes: Debug + Send + Sync + 'static {
 
     /// How long ago the route was confirmed.
     fn age(&self, tenant: TenantId) -> Option<Duration>;
+
+    /// Whether an override file says where the data is.
+    fn is_overridden(&self, tenant: TenantId) -> Option<bool>;
 }
 
 /// A tenant's way to its current route, kept by a handle.
@@ -291,6 +351,12 @@ impl TenantRoute {
     )]
     pub(crate) async fn reload(&self) -> Result<Arc<Route>, Error> {
         self.routes.reload(self.tenant).await
+    }
+
+    /// Whether an override file says where the data is, and not the control plane; `None` when the route is not cached.
+    #[must_use]
+    pub fn is_overridden(&self) -> Option<bool> {
+        self.routes.is_overridden(self.tenant)
     }
 
     /// How long ago the control plane last confirmed the route; `None` when it is not cached.

@@ -25,6 +25,16 @@ pub mod keys {
     #![doc = include_str!("keys.md")]
 }
 
+/// A file that says where tenants are, for the day on which the control plane is gone or wrong.
+pub mod overrides {
+    #![doc = include_str!("overrides.md")]
+}
+
+/// For whoever is on call: what to ask the control plane, with psql, on each kind of bad day.
+pub mod runbook {
+    #![doc = include_str!("runbook.md")]
+}
+
 /// What happens when a server, a network, a pooler or this process fails, each with the test that shows it.
 pub mod what_happens_when {
     #![doc = include_str!("what_happens_when.md")]

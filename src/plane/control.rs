@@ -171,6 +171,10 @@ impl Lease for ControlLease {
     fn route_age(&self) -> Option<Duration> {
         None
     }
+
+    fn is_overridden(&self) -> Option<bool> {
+        None
+    }
 }
 
 /// Whatever keeps us from asking the control plane means that we do not know, never that something does not exist.

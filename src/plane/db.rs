@@ -127,6 +127,13 @@ impl Db<DataPlane> {
     pub fn route_age(&self) -> Option<Duration> {
         self.lease.route_age()
     }
+
+    /// Whether an [override file](crate::manual::overrides) says where this tenant's data is, and not the control plane;
+    /// `None` when the route is not cached any more and the next use will ask.
+    #[must_use]
+    pub fn is_overridden(&self) -> Option<bool> {
+        self.lease.is_overridden()
+    }
 }
 
 impl<P: Plane> Clone for Db<P> {

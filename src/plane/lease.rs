@@ -39,6 +39,9 @@ pub(crate) trait Lease: Debug + Send + Sync + 'static {
     /// How long ago the route was confirmed, if there is a route.
     fn route_age(&self) -> Option<Duration>;
 
+    /// Whether an override file says where the data is, if there is a route.
+    fn is_overridden(&self) -> Option<bool>;
+
     /// The one stack that it borrows from, if that stays the same. A tenant's does not.
     fn fixed_stack(&self) -> Option<&Stack> {
         None

@@ -30,7 +30,7 @@ impl CredentialSource for Keyring {
     async fn login(&self, source: &DataSource, role: Role) -> Result<Login, Error> {
         self.open_credential(source.id, role, &stored(source, role)?.sealed)
             .map(Login::new)
-            .map_err(|error| unreadable(source, role, error))
+            .map_err(|error| unreadable(&source.name, role, error))
     }
 
     async fn next_login(&self, source: &DataSource, role: Role) -> Result<Option<Login>, Error> {
@@ -39,7 +39,7 @@ impl CredentialSource for Keyring {
         };
         self.open_credential(source.id, role, &next.sealed)
             .map(|credential| Some(Login::new(credential)))
-            .map_err(|error| unreadable(source, role, error))
+            .map_err(|error| unreadable(&source.name, role, error))
     }
 }
 
@@ -78,7 +78,7 @@ async fn open_live(
     };
     opened
         .map(Login::new)
-        .map_err(|error| unreadable(source, role, error))
+        .map_err(|error| unreadable(&source.name, role, error))
 }
 
 fn prepared(source: &DataSource, role: Role) -> Option<&StoredCredential> {
@@ -93,7 +93,7 @@ fn stored(source: &DataSource, role: Role) -> Result<&StoredCredential, Error> {
         .ok_or_else(|| missing(source, role))
 }
 
-fn unreadable(source: &DataSource, role: Role, error: KeyringError) -> Error {
+pub(super) fn unreadable(source: &str, role: Role, error: KeyringError) -> Error {
     let key = match &error {
         KeyringError::UnknownKey(key)
         | KeyringError::KeyDisabled(key)
@@ -102,7 +102,7 @@ fn unreadable(source: &DataSource, role: Role, error: KeyringError) -> Error {
         _ => None,
     };
     Error::new(ErrorKind::CredentialUnreadable { key })
-        .detail(format!("data source {}, role {role}", source.name))
+        .detail(format!("data source {source}, role {role}"))
         .caused_by(error)
 }
 

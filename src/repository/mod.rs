@@ -13,6 +13,7 @@ mod facts;
 mod instances;
 mod logins;
 mod memory;
+mod opening;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod push;
@@ -26,6 +27,7 @@ pub use credentials::{CredentialSource, DataServers, Login};
 pub use instances::{Beat, Instance, InstanceKey, Instances, KeyReport};
 pub use logins::MemoryCredentials;
 pub use memory::MemoryControl;
+pub use opening::open_credential;
 #[cfg(feature = "postgres")]
 pub use postgres::{ControlSchema, Grants, PgTenantAdmin, PgTenants};
 pub use push::{ChangeHint, ChangeListener, ChangePush, ChangeSource};

@@ -53,6 +53,22 @@ pub trait CredentialStore: Debug + Send + Sync + 'static {
     /// A cancelled batch is whole or did not happen. It may be given again: what it replaced is then
     /// [`Changed`](ResealOutcome::Changed).
     async fn reseal_credentials(&self, by: &Actor, batch: &[Reseal]) -> Result<Vec<ResealOutcome>, Error>;
+
+    /// Says in the audit that somebody opens a credential, and gives it, still sealed, once that is stored for good. Nothing
+    /// has changed, so the change log gets no entry. [`open_credential`](super::open_credential) opens what this gives.
+    ///
+    /// The audit names the version and the key: `{"credential.app.current.opened": {"version": 3, "key": "…"}}`.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::error::ErrorKind::InvalidInput) without actor or reason;
+    /// [`UnknownDataSource`](crate::error::ErrorKind::UnknownDataSource);
+    /// [`MissingCredential`](crate::error::ErrorKind::MissingCredential) when the slot is empty, and then nothing is
+    /// written; [`MissingPrivilege`](crate::error::ErrorKind::MissingPrivilege);
+    /// [`ControlPlaneUnavailable`](crate::error::ErrorKind::ControlPlaneUnavailable).
+    ///
+    /// # Cancel safety
+    /// A cancelled call gives nothing; the audit may say that it was made.
+    async fn record_opening(&self, by: &Actor, place: CredentialPlace) -> Result<SealedCredential, Error>;
 }
 
 /// A shared one is one.
@@ -69,6 +85,10 @@ impl<T: CredentialStore + ?Sized> CredentialStore for Arc<T> {
 
     async fn reseal_credentials(&self, by: &Actor, batch: &[Reseal]) -> Result<Vec<ResealOutcome>, Error> {
         T::reseal_credentials(self, by, batch).await
+    }
+
+    async fn record_opening(&self, by: &Actor, place: CredentialPlace) -> Result<SealedCredential, Error> {
+        T::record_opening(self, by, place).await
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-use super::{Actor, Beat, NewSource, NewTenant, Reseal, SourceChange};
+use super::{Actor, Beat, CredentialPlace, NewSource, NewTenant, Reseal, SourceChange};
 
 /// What serde_json reads back is nested 128 levels deep at most, the record around the settings included.
 const DEEPEST_SETTINGS: u32 = 100;
@@ -175,6 +175,13 @@ pub(super) fn exclusive() -> Error {
     invalid(
         "the placement would put two tenants into one database that is one tenant's alone; choose another data source",
     )
+}
+
+pub(super) fn empty_slot(source: &str, place: CredentialPlace) -> Error {
+    Error::new(ErrorKind::MissingCredential { role: place.role }).detail(format!(
+        "the slot {} of data source {source} is empty",
+        place.slot.as_str()
+    ))
 }
 
 pub(super) fn next_without_current() -> Error {

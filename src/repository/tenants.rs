@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use super::ChangeSource;
 use crate::{
     error::Error,
-    tenant::{Resolved, TenantId, TenantRecord, TenantRef},
+    tenant::{DataSource, Resolved, TenantId, TenantRecord, TenantRef},
 };
 
 /// What a lookup of one name came to: a record, nothing, or a failure of that name alone.
@@ -45,6 +45,19 @@ pub trait TenantRepository: Debug + Send + Sync + 'static {
     /// Safe: reads only.
     async fn list(&self, after: Option<TenantId>, limit: NonZeroU32) -> Result<Page, Error>;
 
+    /// Looks up a data source by its name or its id, for an [override file](crate::manual::overrides) that names one. By
+    /// default none is known: then a file can name those of cached tenants, and its own.
+    ///
+    /// # Errors
+    /// As [`TenantRepository::find`].
+    ///
+    /// # Cancel safety
+    /// Safe: reads only.
+    async fn find_source(&self, name: &str) -> Result<Option<DataSource>, Error> {
+        let _ = name;
+        Ok(None)
+    }
+
     /// What the changes of these tenants are followed by. Routers ask for it when they are built and are given none; with
     /// none, as by default, a change is noticed by time limits alone.
     ///
@@ -64,6 +77,10 @@ impl<T: TenantRepository + ?Sized> TenantRepository for Arc<T> {
 
     async fn list(&self, after: Option<TenantId>, limit: NonZeroU32) -> Result<Page, Error> {
         T::list(self, after, limit).await
+    }
+
+    async fn find_source(&self, name: &str) -> Result<Option<DataSource>, Error> {
+        T::find_source(self, name).await
     }
 
     fn change_source(&self) -> Option<ChangeSource> {

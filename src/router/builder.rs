@@ -1,10 +1,10 @@
 //! Putting a router together.
 
-use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
+use std::{fmt, marker::PhantomData, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use super::{Biplane, BrakeOptions, CacheOptions, Clock, FeedOptions, Router, feed::Feed};
+use super::{Biplane, BrakeOptions, CacheOptions, Clock, FeedOptions, Router, feed::Feed, overrides::Watch};
 use crate::{
     breaker::BreakerStatus,
     connector::{
@@ -47,6 +47,7 @@ pub struct Builder<S> {
     brake: Option<BrakeOptions>,
     changes: Option<ChangeSource>,
     feed: FeedOptions,
+    overrides: Option<PathBuf>,
     clock: Option<Clock>,
 }
 
@@ -65,6 +66,7 @@ impl<H: Clone + Send + Sync + 'static> Biplane<H> {
             cache: CacheOptions::default(),
             brake: Some(BrakeOptions::default()),
             feed: FeedOptions::default(),
+            overrides: None,
             clock: None,
         }
     }
@@ -117,6 +119,16 @@ impl<S: ConnectorSettings> Builder<S> {
         self
     }
 
+    /// Looks at this path for an [override file](crate::manual::overrides), which says where tenants are on a day on which
+    /// the control plane is gone or wrong. No file, as on all other days, means that nothing is overridden. It is looked at
+    /// before the first tenant is routed and then at the pace of [`FeedOptions::interval`], with or without a feed.
+    ///
+    /// None is looked for by default: whoever can write the file says where tenants' data goes.
+    pub fn overrides(mut self, path: impl Into<PathBuf>) -> Self {
+        self.overrides = Some(path.into());
+        self
+    }
+
     /// A clock other than the process's own, for tests.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = Some(clock);
@@ -142,6 +154,7 @@ impl<S: ConnectorSettings> Builder<S> {
             brake: self.brake,
             changes: self.changes,
             feed: self.feed,
+            overrides: self.overrides,
             clock: self.clock,
         }
     }
@@ -165,6 +178,7 @@ impl<S: ConnectorSettings> Builder<S> {
             self.brake,
             clock,
             self.changes.map(|source| Feed::new(source, self.feed)),
+            self.overrides.map(|path| Watch::new(path, self.feed.interval)),
             connector,
         )))
     }

@@ -15,6 +15,7 @@ use super::{
     feed::Feed,
     flights::{Batch, Moment},
     known::{Admission, Known, StartWorker},
+    overrides::{OverrideHealth, Watch},
     stats::Counters,
     table::{Entry, Table},
 };
@@ -33,12 +34,13 @@ pub(super) const MAX_QUERIES: usize = 2;
 pub(super) const MAX_NAMES: usize = 500;
 
 pub(super) struct Core<H> {
-    repository: Arc<dyn TenantRepository>,
-    load_timeout: Duration,
+    pub(super) repository: Arc<dyn TenantRepository>,
+    pub(super) load_timeout: Duration,
     reads_exact_time: bool,
     pub(super) known: Known<H>,
     clock: Clock,
     feed: Option<Arc<Feed>>,
+    overrides: Option<Arc<Watch>>,
     pub(super) counters: Counters,
 }
 
@@ -49,6 +51,7 @@ impl<H: Clone + Send + Sync + 'static> Core<H> {
         brake: Option<BrakeOptions>,
         clock: Clock,
         feed: Option<Feed>,
+        overrides: Option<Watch>,
         table: &Arc<Table<H>>,
     ) -> Self {
         Self {
@@ -59,6 +62,7 @@ impl<H: Clone + Send + Sync + 'static> Core<H> {
             known: Known::new(options, brake, table),
             clock,
             feed: feed.map(Arc::new),
+            overrides: overrides.map(Arc::new),
             counters: Counters::default(),
         }
     }
@@ -83,6 +87,10 @@ impl<H: Clone + Send + Sync + 'static> Core<H> {
         let runtime = runtime()?;
         // First, so that what is read now was read after the feed had its position, if that is quicker.
         self.follow_changes(&runtime);
+        // Before anybody is led anywhere.
+        if let Some(overrides) = &self.overrides {
+            overrides.first_look(self).await;
+        }
         match self.known.join(&name, now, MAX_QUERIES) {
             Admission::Settled(settled) => self.count(settled),
             Admission::Refreshing(entry, worker) => {
@@ -102,10 +110,13 @@ impl<H: Clone + Send + Sync + 'static> Core<H> {
         }
     }
 
-    /// Starts the feed, unless it runs or there is none.
+    /// Starts the feed, and looking for an override file, unless they run or there is none.
     pub(super) fn follow_changes(self: &Arc<Self>, runtime: &tokio::runtime::Handle) {
         if let Some(feed) = &self.feed {
             feed.start(self, runtime);
+        }
+        if let Some(overrides) = &self.overrides {
+            overrides.start(self, runtime);
         }
     }
 
@@ -134,11 +145,23 @@ impl<H: Clone + Send + Sync + 'static> Core<H> {
         }
     }
 
-    /// Ends the feed, for good.
+    /// Ends both, for good.
     pub(super) fn stop_following(&self) {
         if let Some(feed) = &self.feed {
             feed.stop();
         }
+        if let Some(overrides) = &self.overrides {
+            overrides.stop();
+        }
+    }
+
+    pub(super) fn override_health(&self) -> OverrideHealth {
+        let health = |overrides: &Arc<Watch>| overrides.health(self.now());
+        self.overrides.as_ref().map(health).unwrap_or_default()
+    }
+
+    pub(super) fn overridden_tenants(&self) -> usize {
+        self.overrides.as_ref().map_or(0, |overrides| overrides.tenants())
     }
 
     pub(super) fn feed_health(&self) -> FeedHealth {
@@ -297,6 +320,10 @@ impl<H: Clone + Send + Sync + 'static> Routes for Arc<Core<H>> {
         Arc::clone(&entry.route).open()
     }
 
+    fn is_overridden(&self, tenant: TenantId) -> Option<bool> {
+        Some(self.known.route(tenant)?.is_overridden())
+    }
+
     fn age(&self, tenant: TenantId) -> Option<Duration> {
         let confirmed_at = self.known.route(tenant)?.confirmed_at();
         let age = self.now().saturating_sub(confirmed_at);
@@ -347,7 +374,7 @@ mod tests {
         let routed = async |options: CacheOptions| {
             let connector = MemoryConnector::new(|_| ());
             let repository = Arc::new(control.clone());
-            let router = Router::new(repository, options, None, Clock::stalled(), None, connector);
+            let router = Router::new(repository, options, None, Clock::stalled(), None, None, connector);
             let _: MemoryDb<()> = router.route(&TenantRef::Slug(&slug)).await.unwrap();
             std::thread::sleep(bound);
             router.cached(&TenantRef::Slug(&slug)).is_some()

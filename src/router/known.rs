@@ -8,6 +8,7 @@ mod brake;
 mod changes;
 mod holding;
 mod landing;
+mod overriding;
 
 use std::sync::{Arc, PoisonError, Weak, atomic::Ordering};
 
@@ -17,6 +18,7 @@ use self::{brake::Brake, holding::News, landing::Landing};
 use super::{
     BrakeOptions, CacheOptions, clock,
     flights::{Batch, Flight, Flights, Joined, Moment},
+    overrides::InForce,
     pacing::Pacing,
     sync::{AtomicBool, Map, Mutex, MutexGuard},
     table::{Entry, Table},
@@ -40,6 +42,8 @@ pub(super) struct Known<H> {
     unknown: moka::sync::Cache<TenantName, u64>,
     jitter: foldhash::fast::RandomState,
     desk: Mutex<Desk<H>>,
+    /// Written under the lock of the desk.
+    overrides: Mutex<Arc<InForce>>,
     closed: AtomicBool,
 }
 
@@ -121,6 +125,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
                 brake: Brake::new(brake),
                 news: News::default(),
             }),
+            overrides: Mutex::new(Arc::default()),
             options,
             routes: Map::new(),
             table: Arc::downgrade(table),

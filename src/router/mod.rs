@@ -14,6 +14,7 @@ mod flights;
 mod interleavings;
 mod known;
 mod options;
+mod overrides;
 mod pacing;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -40,10 +41,11 @@ pub use self::{
     feed::{FeedEngine, FeedHealth},
     known::BrakeHealth,
     options::{BrakeOptions, CacheOptions, FeedOptions},
+    overrides::{OverriddenTenant, OverrideHealth, Overrides},
     stats::RouterStats,
     warm_up::WarmUp,
 };
-use self::{core::Core, feed::Feed, table::Table};
+use self::{core::Core, feed::Feed, overrides::Watch, table::Table};
 #[cfg(feature = "postgres")]
 use crate::plane::TenantDb;
 use crate::{
@@ -131,6 +133,11 @@ pub trait TenantRouter: Debug + Send + Sync + 'static {
 
     /// How each breaker is doing: what is left alone for now, and until when.
     fn breakers(&self) -> Vec<BreakerStatus>;
+
+    /// What an override file makes it do; by default there is none to follow.
+    fn overrides(&self) -> OverrideHealth {
+        OverrideHealth::default()
+    }
 }
 
 /// A router, as a service holds it: cheap to clone, and without a type parameter to carry through the application.
@@ -232,6 +239,13 @@ impl<H: Clone + Send + Sync + 'static> Biplane<H> {
         self.0.breakers()
     }
 
+    /// Whether an [override file](crate::manual::overrides) is in force, for how long and for how many tenants, and whether
+    /// it is refused: for the health check of the service, which should not be green then.
+    #[must_use]
+    pub fn overrides(&self) -> OverrideHealth {
+        self.0.overrides()
+    }
+
     /// Up to where the changes of the control plane act in this process, for the heartbeat that tells others;
     /// [`Seq::ZERO`] before the change log was first read, and without one.
     #[must_use]
@@ -314,10 +328,13 @@ impl<C: Connector> Router<C> {
         brake: Option<BrakeOptions>,
         clock: Clock,
         feed: Option<Feed>,
+        overrides: Option<Watch>,
         connector: C,
     ) -> Self {
         let table = Arc::new(Table::new());
-        let core = Arc::new(Core::new(repository, options, brake, clock, feed, &table));
+        let core = Arc::new(Core::new(
+            repository, options, brake, clock, feed, overrides, &table,
+        ));
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             core.follow_changes(&runtime);
         }
@@ -376,12 +393,16 @@ impl<C: Connector> TenantRouter for Router<C> {
     fn stats(&self) -> RouterStats {
         let core = &self.core;
         let brake = core.known.brake_health(core.now());
-        core.counters.snapshot(
+        let counted = core.counters.snapshot(
             core.known.tenants(),
             self.connector.stats(),
             core.feed_health(),
             brake,
-        )
+        );
+        RouterStats {
+            overridden_tenants: core.overridden_tenants(),
+            ..counted
+        }
     }
 
     fn breakers(&self) -> Vec<BreakerStatus> {
@@ -389,6 +410,10 @@ impl<C: Connector> TenantRouter for Router<C> {
             return Vec::new();
         }
         self.connector.breakers()
+    }
+
+    fn overrides(&self) -> OverrideHealth {
+        self.core.override_health()
     }
 }
 

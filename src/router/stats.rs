@@ -40,6 +40,8 @@ pub struct RouterStats {
     pub served_stale: u64,
     /// Tenants cached.
     pub cached_tenants: usize,
+    /// Tenants that an override file has led elsewhere; [`Biplane::overrides`](super::Biplane::overrides) tells more.
+    pub overridden_tenants: usize,
     /// The connector's connections.
     pub connector: ConnectorStats,
     /// The change feed.
@@ -141,6 +143,7 @@ impl Counters {
             load_time: Duration::from_micros(self.load_micros.load(Relaxed)),
             served_stale: self.served_stale.load(Relaxed),
             cached_tenants,
+            overridden_tenants: 0,
             connector,
             feed,
             brake,

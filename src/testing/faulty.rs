@@ -15,7 +15,7 @@ use crate::{
         Beat, ChangeHead, ChangeLog, ChangeSource, Changes, Found, Instance, Instances, Page,
         TenantRepository,
     },
-    tenant::{InstanceId, Seq, TenantId, TenantName, TenantRef},
+    tenant::{DataSource, InstanceId, Seq, TenantId, TenantName, TenantRef},
 };
 
 /// Wraps a repository and lets a test decide what becomes of each call, and see what was asked.
@@ -233,6 +233,12 @@ impl<R: TenantRepository> TenantRepository for FaultyRepository<R> {
             }
         }
         self.release(admitted, page).await
+    }
+
+    async fn find_source(&self, name: &str) -> Result<Option<DataSource>, Error> {
+        let admitted = self.admit().await?.without_outcomes()?;
+        let source = self.inner.find_source(name).await;
+        self.release(admitted, source).await
     }
 
     /// None, so that the test says what a router hears of changes. Another wrapper, with faults and counts of its own,

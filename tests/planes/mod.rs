@@ -222,6 +222,10 @@ impl TenantRepository for Shared {
     async fn list(&self, after: Option<TenantId>, limit: NonZeroU32) -> Result<Page, Error> {
         self.0.list(after, limit).await
     }
+
+    async fn find_source(&self, name: &str) -> Result<Option<DataSource>, Error> {
+        self.0.find_source(name).await
+    }
 }
 
 /// Holds an error to its kind, to a text that says what to do, and to silence about secrets.

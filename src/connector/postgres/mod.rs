@@ -122,8 +122,12 @@ pub struct PgConnector(Arc<Inner>);
 struct Inner {
     pool: Pool,
     options: Arc<PgConnectorOptions>,
-    stacks: Mutex<HashMap<(DataSourceId, Role), Current>>,
+    stacks: Mutex<HashMap<Shared, Current>>,
 }
+
+/// Who shares a stack. An overridden tenant has one of its own, so that what a file says never leads those elsewhere that
+/// others use.
+type Shared = (DataSourceId, Role, Option<TenantId>);
 
 /// The stack in use for a data source and role, and what it was made for.
 struct Current {
@@ -243,6 +247,10 @@ impl Lease for PgLease {
     fn route_age(&self) -> Option<Duration> {
         self.route.age()
     }
+
+    fn is_overridden(&self) -> Option<bool> {
+        self.route.is_overridden()
+    }
 }
 
 impl PgLease {
@@ -318,7 +326,8 @@ impl Inner {
         let source = route.source();
         let credential = self.options.credential_version(source, role)?;
         let mut stacks = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
-        match stacks.entry((source.id, role)) {
+        let alone = route.is_overridden().then_some(route.tenant().id);
+        match stacks.entry((source.id, role, alone)) {
             Entry::Occupied(mut entry) => {
                 let current = entry.get_mut();
                 // A route that is older than what others use is served with what they use.

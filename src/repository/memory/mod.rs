@@ -132,6 +132,10 @@ impl TenantRepository for MemoryControl {
         Ok(self.with(|state| state.list(after, limit)))
     }
 
+    async fn find_source(&self, name: &str) -> Result<Option<DataSource>, Error> {
+        Ok(self.with(|state| state.source_named(name)))
+    }
+
     fn change_source(&self) -> Option<ChangeSource> {
         Some(ChangeSource::pushed(self.clone(), self.clone()))
     }
@@ -180,6 +184,11 @@ impl CredentialStore for MemoryControl {
         rules::actor(by)?;
         rules::reseal(batch)?;
         Ok(self.with(|state| batch.iter().map(|one| state.reseal(by, one)).collect()))
+    }
+
+    async fn record_opening(&self, by: &Actor, place: CredentialPlace) -> Result<SealedCredential, Error> {
+        rules::actor(by)?;
+        self.with(|state| state.record_opening(by, place))
     }
 }
 

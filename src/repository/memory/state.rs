@@ -224,6 +224,14 @@ impl State {
             .map(|source| DataSource::clone(source))
     }
 
+    /// By its name or its id.
+    pub(super) fn source_named(&self, name: &str) -> Option<DataSource> {
+        let mut sources = self.sources.values().map(|source| &source.record);
+        sources
+            .find(|source| &*source.name == name || source.id.to_string() == name)
+            .map(|source| DataSource::clone(source))
+    }
+
     pub(super) fn create_source(&mut self, by: &Actor, new: NewSource) -> Result<DataSource, Error> {
         let taken = self.sources.values().any(|other| {
             let same_database = new.database_id.is_some() && other.record.database_id == new.database_id;
@@ -420,6 +428,29 @@ impl State {
         let changed = json!({ fact: { "before": key(&one.before), "after": key(&one.after) } });
         self.log(by, Subject::Source(id), &[ChangeKind::Credential], changed);
         ResealOutcome::Replaced
+    }
+
+    pub(super) fn record_opening(
+        &mut self,
+        by: &Actor,
+        place: CredentialPlace,
+    ) -> Result<SealedCredential, Error> {
+        let source = &self.known_source(place.source)?.record;
+        let known = source.credentials.get(&place.role);
+        let held = known.and_then(|known| match place.slot {
+            CredentialSlot::Current => Some(&known.current),
+            CredentialSlot::Next => known.next.as_ref(),
+        });
+        let held = held.ok_or_else(|| rules::empty_slot(&source.name, place))?;
+        let name = Arc::clone(&source.name);
+        let opened = SealedCredential::new(place, name, held.version, held.sealed.clone());
+        let fact = format!("credential.{}.{}.opened", place.role, place.slot.as_str());
+        let key = opened.sealed.as_str().split('.').nth(1).unwrap_or_default();
+        let changed = json!({ fact: { "version": opened.version, "key": key } });
+        if !cfg!(biplane_mutant = "openings_leave_no_trace") {
+            self.log(by, Subject::Source(place.source), &[], changed);
+        }
+        Ok(opened)
     }
 
     pub(super) fn create(&mut self, by: &Actor, new: NewTenant) -> Result<Tenant, Error> {

@@ -82,6 +82,36 @@ impl CredentialStore for PgTenantAdmin {
             })
             .collect())
     }
+
+    async fn record_opening(&self, by: &Actor, place: CredentialPlace) -> Result<SealedCredential, Error> {
+        rules::actor(by)?;
+        let mut tx = self.begin(by).await?;
+        let told = sqlx::query("select * from biplane_control.record_opening($1, $2, $3)")
+            .bind(place.source.as_uuid())
+            .bind(place.role.as_str())
+            .bind(place.slot.as_str())
+            .fetch_one(&mut tx)
+            .await
+            .map_err(failed)?;
+        let name: Option<String> = told.try_get("data_source").map_err(failed)?;
+        let version: Option<i64> = told.try_get("version").map_err(failed)?;
+        let sealed: Option<String> = told.try_get("sealed").map_err(failed)?;
+        let name = name.ok_or(ErrorKind::UnknownDataSource)?;
+        let (Some(version), Some(sealed)) = (version, sealed) else {
+            return Err(rules::empty_slot(&name, place));
+        };
+        // Before anybody has it.
+        if !cfg!(biplane_mutant = "openings_leave_no_trace") {
+            tx.commit().await.map_err(failed)?;
+        }
+        let version = CredentialVersion::new(version.unsigned_abs());
+        Ok(SealedCredential::new(
+            place,
+            name,
+            version,
+            SealedText::new(sealed),
+        ))
+    }
 }
 
 struct Row {

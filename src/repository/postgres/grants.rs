@@ -14,6 +14,9 @@ pub struct Grants {
     /// Whoever adds tenants and changes them, seals credentials anew, says which instances are dead, and freezes routing or
     /// lets changes past its brakes. Names, change log and audit are written by triggers alone.
     pub admin: Option<RoleName>,
+    /// Whoever is on call: reads everything, the audit and the views included, but for the sealed credentials, and
+    /// changes nothing.
+    pub on_call: Option<RoleName>,
 }
 
 impl Grants {
@@ -34,6 +37,13 @@ impl Grants {
     #[must_use]
     pub fn admin(mut self, role: RoleName) -> Self {
         self.admin = Some(role);
+        self
+    }
+
+    /// Lets this role look, and see no sealed credential.
+    #[must_use]
+    pub fn on_call(mut self, role: RoleName) -> Self {
+        self.on_call = Some(role);
         self
     }
 
@@ -79,6 +89,21 @@ impl Grants {
                      biplane_control.promote_credential(uuid, text, bigint, bigint), \
                      biplane_control.leave(uuid), biplane_control.release_brake(), biplane_control.freeze(), \
                      biplane_control.thaw()",
+                    "execute on function biplane_control.record_opening(uuid, text, text)",
+                ],
+            );
+        }
+        if let Some(role) = &self.on_call {
+            for_role(
+                role,
+                &[
+                    "select on biplane_control.migration, biplane_control.meta, biplane_control.data_source, \
+                     biplane_control.tenant, biplane_control.tenant_name, biplane_control.audit, \
+                     biplane_control.change, biplane_control.instance, biplane_control.instance_key, \
+                     biplane_control.credential_key, biplane_control.route_of, biplane_control.instance_status, \
+                     biplane_control.unfenced",
+                    // A view that reads a whole row asks for no more than these.
+                    "select (data_source_id, role, slot, version) on biplane_control.credential",
                 ],
             );
         }

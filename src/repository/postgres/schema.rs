@@ -9,7 +9,10 @@ use crate::{
 };
 
 /// Every migration, in order; the position counts from 1.
-const MIGRATIONS: [&str; 1] = [include_str!("sql/0001_core.sql")];
+const MIGRATIONS: [&str; 1] = [concat!(
+    include_str!("sql/0001_core.sql"),
+    include_str!("sql/0001_on_call.sql")
+)];
 const BEGIN: &str = include_str!("sql/begin.sql");
 const UNINSTALL: &str = include_str!("sql/uninstall.sql");
 

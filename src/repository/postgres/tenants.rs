@@ -37,6 +37,11 @@ const LIST: &str = concat!(
     include_str!("sql/joined.sql"),
     include_str!("sql/hidden.sql")
 );
+const SOURCE: &str = concat!(
+    include_str!("sql/source.sql"),
+    "where source.name = $1 or source.id = $2"
+);
+const HIDDEN: &str = concat!("select ", include_str!("sql/hidden.sql"));
 const CHANGES: &str = "
     select meta.incarnation, meta.pruned_through, meta.released_through, meta.frozen,
         greatest((select max(newest.seq) from biplane_control.change as newest), meta.pruned_through) as head,
@@ -123,6 +128,29 @@ impl TenantRepository for PgTenants {
     }
 
     /// The change log, with push unless the control plane is declared to be behind a transaction pooler.
+    async fn find_source(&self, name: &str) -> Result<Option<DataSource>, Error> {
+        if name.contains('\0') {
+            return Ok(None);
+        }
+        let row: Option<String> = sqlx::query_scalar(SOURCE)
+            .bind(name)
+            .bind(Uuid::parse_str(name).ok())
+            .fetch_optional(&self.control)
+            .await
+            .map_err(not_read)?;
+        match row {
+            Some(row) => read_source(&row).map(Some),
+            None if sqlx::query_scalar(HIDDEN)
+                .fetch_one(&self.control)
+                .await
+                .map_err(not_read)? =>
+            {
+                Err(rows_hidden())
+            }
+            None => Ok(None),
+        }
+    }
+
     fn change_source(&self) -> Option<ChangeSource> {
         Some(match self.control.may_listen() {
             true => ChangeSource::pushed(self.clone(), self.clone()),

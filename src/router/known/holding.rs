@@ -76,10 +76,14 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
             sources,
         } = std::mem::take(&mut desk.news);
         if !sources.is_empty() {
+            self.overrides().sources_changed(sources.keys());
             self.routes.for_each(|route| {
-                if let Some(seq) = sources.get(&route.source().id) {
-                    let last = changed.entry(route.tenant().id).or_default();
-                    *last = (*last).max(*seq);
+                // Where it is served from, and where the control plane says that it is.
+                for source in [route.source().id, route.record().source.id] {
+                    if let Some(seq) = sources.get(&source) {
+                        let last = changed.entry(route.tenant().id).or_default();
+                        *last = (*last).max(*seq);
+                    }
                 }
             });
         }
@@ -303,8 +307,12 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
     }
 }
 
-/// Whether what was found is another than the tenant of this route, open and where it was.
+/// Whether what was found is another than the tenant of this route, open and where it was. Of a tenant that an override file
+/// alone speaks of, the control plane takes nothing away.
 fn differs(route: &Route, found: Option<&Resolved>) -> bool {
+    if route.is_given() {
+        return false;
+    }
     let Some(found) = found else { return true };
     let facts = |record: &TenantRecord| {
         let (tenant, source) = (&record.tenant, &record.source);

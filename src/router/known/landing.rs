@@ -38,6 +38,9 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
             return Ok(entry);
         }
         let Some(resolved) = found else {
+            if let Some(given) = self.known.given(name, self.asked_at, self.now) {
+                return given;
+            }
             self.learn_unknown(name);
             return Err(ErrorKind::UnknownTenant.into());
         };
@@ -56,10 +59,8 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
             .flights
             .is_tenant_overtaken(tenant, record.source.id, self.batch)
         {
-            return Ok(Arc::new(Entry::new(Arc::new(Route::overtaken(
-                record,
-                self.asked_at,
-            )))));
+            let route = known.served(Route::overtaken(record, self.asked_at));
+            return Ok(Arc::new(Entry::new(Arc::new(route))));
         }
         let fresh_until = known.ages.fresh_until(self.asked_at);
         let sure = !self.desk.flights.is_unsure(self.batch);
@@ -88,7 +89,7 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
         }
         known.forget(tenant);
         self.desk.brake.forget(tenant);
-        let route = Arc::new(Route::new(record, self.asked_at, fresh_until));
+        let route = Arc::new(known.served(Route::new(record, self.asked_at, fresh_until)));
         if !sure && !cfg!(biplane_mutant = "first_look_confirms") {
             route.doubt();
         }

@@ -414,6 +414,78 @@ pub async fn pages_of_sealed_credentials_have_each_one_once(backend: &dyn Backen
     }
 }
 
+/// Who opens a credential gets what is stored, and is in the audit with the version and the key, before. Nothing has
+/// changed: no version rises, and the change log says nothing.
+pub async fn an_opening_is_audited_and_changes_nothing(backend: &dyn Backend) {
+    let world = World::of(backend);
+    let east = world.source("east").await;
+    let role = Role::Service;
+    let first = set(&world, east, role, Current, None, 'a').await;
+    let first = first.expect("a sealed value is accepted");
+    let second = set(&world, east, role, Next, None, 'b').await;
+    let second = second.expect("a sealed value is accepted");
+    let before = (
+        world.admin.source("east").await.expect("it answers"),
+        backend.changes().head().await.expect("it answers"),
+    );
+    for (slot, version, mark) in [(Current, first, 'a'), (Next, second, 'b')] {
+        let place = CredentialPlace::new(east, role, slot);
+        let who = Actor::new("ann", "INC-7: which login is it?");
+        let opened = world.credentials.record_opening(&who, place).await;
+        let opened = opened.expect("it is there");
+        assert_eq!((opened.place, opened.version), (place, version));
+        assert_eq!((&*opened.source_name, opened.sealed), ("east", sealed(mark)));
+        let audit = world.admin.audit(None, at_most(1)).await.expect("it answers");
+        assert_eq!((&audit[0].actor, &audit[0].reason), (&who.name, &who.reason));
+        assert_eq!((audit[0].tenant, audit[0].source), (None, Some(east)));
+        let fact = format!("credential.service.{}.opened", slot.as_str());
+        assert_eq!(
+            audit[0].changed,
+            serde_json::json!({ fact: { "version": version, "key": OLD_KEY } })
+        );
+    }
+    let after = (
+        world.admin.source("east").await.expect("it answers"),
+        backend.changes().head().await.expect("it answers"),
+    );
+    assert_eq!(after, before);
+}
+
+/// What is not there is not opened, nobody opens without saying who and why, and neither is in the audit.
+pub async fn an_opening_of_nothing_or_by_nobody_is_refused(backend: &dyn Backend) {
+    let world = World::of(backend);
+    let east = world.source("east").await;
+    let stored = set(&world, east, Role::App, Current, None, 'a').await;
+    stored.expect("a sealed value is accepted");
+    let before = world.admin.audit(None, at_most(100)).await.expect("it answers");
+    let app = CredentialPlace::new(east, Role::App, Current);
+    let elsewhere = DataSourceId::new();
+    let missing = |role| ErrorKind::MissingCredential { role };
+    for (by, place, kind) in [
+        (Actor::new("", "why"), app, ErrorKind::InvalidInput),
+        (Actor::new("ann", " "), app, ErrorKind::InvalidInput),
+        (
+            by(),
+            CredentialPlace::new(east, Role::App, Next),
+            missing(Role::App),
+        ),
+        (
+            by(),
+            CredentialPlace::new(east, Role::Service, Current),
+            missing(Role::Service),
+        ),
+        (
+            by(),
+            CredentialPlace::new(elsewhere, Role::App, Current),
+            ErrorKind::UnknownDataSource,
+        ),
+    ] {
+        expect_kind(world.credentials.record_opening(&by, place).await, kind);
+    }
+    let after = world.admin.audit(None, at_most(100)).await.expect("it answers");
+    assert_eq!(after, before);
+}
+
 /// Seals a credential of the role `App` anew, under the new key.
 async fn reseal(
     world: &World,

@@ -90,6 +90,8 @@ macro_rules! repository_conformance {
             $crate::__conformance!(Backend, $start, credentials: [
                 a_credential_is_seen_through_the_tenants,
                 versions_rise_across_the_slots,
+                an_opening_is_audited_and_changes_nothing,
+                an_opening_of_nothing_or_by_nobody_is_refused,
                 a_credential_raises_the_version_of_its_source,
                 an_old_version_is_refused,
                 plaintext_is_refused,

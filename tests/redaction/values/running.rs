@@ -7,7 +7,8 @@ use biplane::{
     keyring::KeyWrapper,
     plane::{ControlOptions, RoleName, dangerous_assume_tenant},
     rotation::{Cursor, Decision, StoredValue},
-    tenant::SealedText,
+    router::Overrides,
+    tenant::{DataSourceId, Role, SealedText, TenantId},
     testing::MemoryKeyService,
     testing::postgres::{BouncerAuth, Cluster},
 };
@@ -188,6 +189,40 @@ pub(super) const TYPES: &[(&str, How)] = &[
     ("router::FeedOptions", Public(FIGURES)),
     ("router::Mapped", AtWork),
     ("router::MappedConnector", AtWork),
+    (
+        "router::OverriddenTenant",
+        Public("an id, the name of a data source, and a word"),
+    ),
+    (
+        "router::OverrideHealth",
+        Public("the path of a file, who wrote it and why, and figures"),
+    ),
+    (
+        "router::Overrides",
+        Show(|shown| {
+            let sealed = keyring()
+                .seal_credential(DataSourceId::DEFAULT, Role::App, &credential())
+                .unwrap();
+            let source = |credential: &str| {
+                format!(
+                    r#"{{ "by": "ann", "reason": "x",
+                        "sources": [{{ "name": "a", "id": "{}", "endpoints": [{{ "host": "h" }}], "database": "d",
+                            "tls": "disable", "credentials": {{ "app": {{ "version": 1, "sealed": "{credential}" }} }} }}],
+                        "tenants": [{{ "tenant": "{}", "source": "a" }}] }}"#,
+                    DataSourceId::DEFAULT,
+                    TenantId::new(),
+                )
+            };
+            shown.debug(&Overrides::parse(&source(sealed.as_str())).unwrap());
+            for wrong in [
+                source(SECRET),
+                format!(r#"{{ "{SECRET}": 1 }}"#),
+                format!("{{ {SECRET}"),
+            ] {
+                shown.error(&Overrides::parse(&wrong).unwrap_err());
+            }
+        }),
+    ),
     ("router::RouterStats", Public(FIGURES)),
     ("router::Routing", AtWork),
     (

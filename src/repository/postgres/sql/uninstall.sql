@@ -1,4 +1,6 @@
 begin;
+drop view if exists biplane_control.route_of, biplane_control.instance_status, biplane_control.unfenced,
+    biplane_control.credential_key;
 drop table if exists biplane_control.instance_key, biplane_control.instance, biplane_control.change,
     biplane_control.audit, biplane_control.credential, biplane_control.tenant_name, biplane_control.tenant,
     biplane_control.data_source, biplane_control.meta, biplane_control.migration;
@@ -11,6 +13,6 @@ drop function if exists biplane_control.refuse, biplane_control.differences, bip
     biplane_control.meta_guard, biplane_control.prune_changes, biplane_control.reseal_credentials,
     biplane_control.record_credentials, biplane_control.promote_credential,
     biplane_control.beat, biplane_control.leave, biplane_control.release_brake, biplane_control.freeze,
-    biplane_control.thaw;
+    biplane_control.thaw, biplane_control.record_opening;
 drop schema if exists biplane_control;
 commit;
