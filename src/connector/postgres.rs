@@ -13,7 +13,7 @@ use super::{Connector, ConnectorStats, Route, TenantRoute};
 use crate::{
     error::{Error, ErrorKind},
     plane::{Lease, Lent, TenantDb},
-    pool::{BreakerOptions, Dial, Guard, Logins, Pool, PoolOptions, Renewal, Stack, check_server},
+    pool::{BreakerOptions, Dial, Entry, Guard, Logins, Pool, PoolOptions, Renewal, Stack, check_server},
     repository::CredentialSource,
     secret::Credential,
     settings::Settings,
@@ -108,7 +108,8 @@ impl PgConnectorOptions {
     }
 }
 
-/// Makes handles on Postgres databases, one tenant to a database.
+/// Makes handles on Postgres databases: of tenants that have one of their own, and of tenants that share one by schema or
+/// by row.
 #[derive(Clone)]
 pub struct PgConnector(Arc<Inner>);
 
@@ -196,12 +197,25 @@ impl Lease for PgLease {
             let checkout = stack.checkout(|| Some(self.renewal())).await;
             // The tenant may have been moved or suspended while this waited, and then it waited at the wrong place.
             if cfg!(biplane_mutant = "routes_are_not_looked_at_again") || self.route.is_current(&route)? {
-                return Ok(Lent::new(checkout?, access(&route, self.role)));
+                return Ok(Lent::new(checkout?, access(&route, self.role), entry(&route)));
             }
             route = self.route.current().await?;
         }
         Err(Error::new(ErrorKind::ControlPlaneUnavailable)
             .detail("the route changed with every attempt to follow it"))
+    }
+
+    async fn refresh(&self, refused: &Entry) -> Result<(), Error> {
+        let is_another = |route: &Route| entry(route).as_ref() != Some(refused);
+        // Somebody may have asked meanwhile.
+        if is_another(&*self.route.current().await?) {
+            return Ok(());
+        }
+        // The first answer may be one that was under way before the database refused.
+        if !is_another(&*self.route.reload().await?) {
+            self.route.reload().await?;
+        }
+        Ok(())
     }
 
     fn tenant(&self) -> Option<TenantId> {
@@ -254,6 +268,18 @@ impl Renewal for RouteRenewal {
     }
 }
 
+/// How to enter the tenant's rows. Whether there is a fence is what the control plane says, never what is found: to look
+/// for one would let everybody in wherever it is missing.
+fn entry(route: &Route) -> Option<Entry> {
+    let placement = route.tenant().placement;
+    route.source().database_id.map(|database| Entry {
+        tenant: route.tenant().id,
+        epoch: placement.epoch,
+        database,
+        isolation: placement.isolation,
+    })
+}
+
 /// What a handle may do: as much as both the tenant's status and its own role let it.
 fn access(route: &Route, role: Role) -> Access {
     match role_access(role) {
@@ -273,11 +299,14 @@ impl Inner {
     /// The stack for a route and role. It is led elsewhere if the address or the credential is another than the last
     /// time.
     fn stack(&self, route: &Route, role: Role) -> Result<Stack, Error> {
-        let isolation = route.tenant().placement.isolation;
-        if isolation != Isolation::Database {
-            return Err(ErrorKind::UnsupportedIsolation { isolation }.into());
-        }
         let source = route.source();
+        let isolation = route.tenant().placement.isolation;
+        if isolation != Isolation::Database && source.database_id.is_none() {
+            return Err(Error::new(ErrorKind::UnsupportedIsolation { isolation }).detail(
+                "tenants that share a database are kept apart by its fence; install the schema biplane there and give the \
+                 data source its database_id",
+            ));
+        }
         let credential = self.options.credential_version(source, role)?;
         let mut stacks = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
         match stacks.entry((source.id, role)) {

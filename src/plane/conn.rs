@@ -19,12 +19,22 @@ pub struct Conn<P: Plane> {
 }
 
 impl<P: Plane> Conn<P> {
-    pub(super) fn new(lent: Lent) -> sqlx::Result<Self> {
+    pub(super) fn new(lent: Lent) -> Self {
+        Self {
+            lent,
+            plane: PhantomData,
+        }
+    }
+
+    /// Whether this connection can be held.
+    pub(super) fn check(lent: &Lent) -> sqlx::Result<()> {
+        if let Some(isolation) = lent.shared() {
+            return Err(Error::new(ErrorKind::UnsupportedIsolation { isolation })
+                .detail("of a shared database no connection can be held; use a transaction")
+                .into());
+        }
         if lent.owns_session() {
-            Ok(Self {
-                lent,
-                plane: PhantomData,
-            })
+            Ok(())
         } else {
             Err(Error::new(ErrorKind::InvalidConfiguration)
                 .detail("behind a transaction pooler no connection can be held; use a transaction")

@@ -46,7 +46,10 @@ impl From<Error> for sqlx::Error {
     fn from(error: Error) -> Self {
         let kind = match error.kind() {
             ErrorKind::BudgetExhausted { .. } => io::ErrorKind::TimedOut,
-            ErrorKind::ControlPlaneUnavailable | ErrorKind::DatabaseUnavailable { .. } => {
+            ErrorKind::ControlPlaneUnavailable
+            | ErrorKind::DatabaseUnavailable { .. }
+            | ErrorKind::Fenced { .. }
+            | ErrorKind::StaleRoute => {
                 io::ErrorKind::NotConnected
             }
             ErrorKind::Inactive { .. } | ErrorKind::ReadOnly => io::ErrorKind::PermissionDenied,

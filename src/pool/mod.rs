@@ -14,6 +14,7 @@ mod breaker;
 mod cleanup;
 mod connection;
 mod dial;
+mod entry;
 mod failure;
 mod listen;
 mod options;
@@ -48,6 +49,7 @@ pub(crate) use self::{
     breaker::Guard,
     connection::Checkout,
     dial::{Dial, Logins, check_environment, check_server},
+    entry::{Entry, is_refusal},
     failure::Damage,
     listen::Listening,
     session::Protocol,
