@@ -62,6 +62,8 @@ pub struct ConnectorStats {
     pub open_breakers: usize,
     /// Callers that were refused at once because of those.
     pub refused: u64,
+    /// Data sources in use without a `database_id`. They are not fenced: nothing there refuses a route that is too old.
+    pub unfenced: usize,
 }
 
 /// What a router knows of a tenant at one moment: where its data is, and what it may do.

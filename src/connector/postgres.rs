@@ -1,9 +1,12 @@
 //! Handles on Postgres databases.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map},
     fmt,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -117,6 +120,7 @@ struct Inner {
     pool: Pool,
     options: Arc<PgConnectorOptions>,
     stacks: Mutex<HashMap<(DataSourceId, Role), Current>>,
+    told_unfenced: AtomicBool,
 }
 
 /// The stack in use for a data source and role, and what it was made for.
@@ -141,6 +145,7 @@ impl PgConnector {
             pool,
             options: Arc::new(options),
             stacks: Mutex::default(),
+            told_unfenced: AtomicBool::default(),
         })))
     }
 
@@ -177,6 +182,7 @@ impl Connector for PgConnector {
             waiting: pool.waiting,
             open_breakers: pool.open_breakers,
             refused: pool.refused,
+            unfenced: self.0.unfenced(),
         }
     }
 }
@@ -296,12 +302,26 @@ const fn role_access(role: Role) -> Access {
 }
 
 impl Inner {
+    fn unfenced(&self) -> usize {
+        let stacks = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
+        let unfenced = stacks
+            .iter()
+            .filter(|(_, current)| current.source.database_id.is_none());
+        unfenced
+            .map(|((source, _), _)| source)
+            .collect::<HashSet<_>>()
+            .len()
+    }
+
     /// The stack for a route and role. It is led elsewhere if the address or the credential is another than the last
     /// time.
     fn stack(&self, route: &Route, role: Role) -> Result<Stack, Error> {
         let source = route.source();
         let isolation = route.tenant().placement.isolation;
-        if isolation != Isolation::Database && source.database_id.is_none() {
+        if isolation != Isolation::Database
+            && source.database_id.is_none()
+            && !cfg!(biplane_mutant = "shared_databases_need_no_fence")
+        {
             return Err(Error::new(ErrorKind::UnsupportedIsolation { isolation }).detail(
                 "tenants that share a database are kept apart by its fence; install the schema biplane there and give the \
                  data source its database_id",
@@ -310,7 +330,7 @@ impl Inner {
         let credential = self.options.credential_version(source, role)?;
         let mut stacks = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
         match stacks.entry((source.id, role)) {
-            Entry::Occupied(mut entry) => {
+            hash_map::Entry::Occupied(mut entry) => {
                 let current = entry.get_mut();
                 // A route that is older than what others use is served with what they use.
                 if current.version <= source.version {
@@ -324,9 +344,15 @@ impl Inner {
                 }
                 Ok(current.stack.clone())
             }
-            Entry::Vacant(entry) => {
+            hash_map::Entry::Vacant(entry) => {
                 let (dial, pool) = self.dial(source, role, credential)?;
                 let stack = self.pool.stack(dial, pool.max(), pool.min())?;
+                if source.database_id.is_none() && !self.told_unfenced.swap(true, Ordering::Relaxed) {
+                    tracing::info!(
+                        data_source = %source.name,
+                        "a data source without a database_id is not fenced; the statistics count those in use"
+                    );
+                }
                 entry.insert(Current {
                     version: source.version,
                     credential,

@@ -28,7 +28,9 @@ impl<P: Plane> Conn<P> {
 
     /// Whether this connection can be held.
     pub(super) fn check(lent: &Lent) -> sqlx::Result<()> {
-        if let Some(isolation) = lent.shared() {
+        if let Some(isolation) = lent.shared()
+            && !cfg!(biplane_mutant = "shared_connections_are_held")
+        {
             return Err(Error::new(ErrorKind::UnsupportedIsolation { isolation })
                 .detail("of a shared database no connection can be held; use a transaction")
                 .into());

@@ -46,7 +46,7 @@ impl<P: Plane> Db<P> {
     /// # Cancel safety
     /// Safe, as [`Db::begin`].
     pub async fn begin_with(&self, options: TxOptions) -> sqlx::Result<Tx<P>> {
-        self.begin_lent(&options).await.map(Tx::new)
+        self.lend_for(Use::Begin(options)).await.map(Tx::new)
     }
 
     /// Borrows a connection for several statements. Of tenants that share a database none can be held: what keeps a
@@ -59,11 +59,7 @@ impl<P: Plane> Db<P> {
     /// # Cancel safety
     /// Safe: what was borrowed goes back.
     pub async fn acquire(&self) -> sqlx::Result<Conn<P>> {
-        let held = self.lend_to(async |lent| {
-            Conn::check(lent)?;
-            lent.enter().await
-        });
-        held.await.map(Conn::new)
+        self.lend_for(Use::Hold).await.map(Conn::new)
     }
 
     pub(super) fn pool(&self) -> &Pool {
@@ -76,32 +72,35 @@ impl<P: Plane> Db<P> {
 
     /// A connection on which a statement may run: inside a transaction if it needs one.
     pub(super) async fn lend_for_statement(&self) -> sqlx::Result<Lent> {
-        self.lend_to(async |lent| match lent.wraps() {
-            true => lent.begin(&TxOptions::new()).await,
-            false => lent.enter().await,
-        })
-        .await
-    }
-
-    async fn begin_lent(&self, options: &TxOptions) -> sqlx::Result<Lent> {
-        self.lend_to(async |lent| lent.begin(options).await).await
+        self.lend_for(Use::Statement).await
     }
 
     /// Borrows a connection and enters. One that turns out to be dead is replaced once, and a route that the database
     /// says is stale is asked for once, both unseen by the caller, which is safe because no statement of the caller's has
     /// run.
-    async fn lend_to(&self, enter: impl AsyncFn(&mut Lent) -> sqlx::Result<()>) -> sqlx::Result<Lent> {
+    async fn lend_for(&self, what: Use) -> sqlx::Result<Lent> {
         let (mut replaced, mut refreshed) = (false, false);
         loop {
             let mut lent = self.lease.lease().await?;
-            let Err(error) = enter(&mut lent).await else {
+            let entered = match what {
+                Use::Begin(options) => lent.begin(&options).await,
+                Use::Statement if lent.wraps() => lent.begin(&TxOptions::new()).await,
+                Use::Statement => lent.enter().await,
+                Use::Hold => {
+                    Conn::<P>::check(&lent)?;
+                    lent.enter().await
+                }
+            };
+            let Err(error) = entered else {
                 return Ok(lent);
             };
             let next = lent.next_after(&error);
             // Cleaned before anybody gets it again, this caller included.
             drop(lent);
             match next {
-                Next::Replace if !replaced => replaced = true,
+                Next::Replace if !replaced && !cfg!(biplane_mutant = "dead_entries_are_final") => {
+                    replaced = true;
+                }
                 Next::Refresh(refused) if !refreshed && !cfg!(biplane_mutant = "stale_routes_are_final") => {
                     refreshed = true;
                     self.lease.refresh(&refused).await?;
@@ -110,6 +109,17 @@ impl<P: Plane> Db<P> {
             }
         }
     }
+}
+
+/// What a connection is borrowed for.
+#[derive(Clone, Copy)]
+enum Use {
+    /// One statement, inside a transaction if it needs one.
+    Statement,
+    /// A transaction.
+    Begin(TxOptions),
+    /// Several statements, by themselves.
+    Hold,
 }
 
 impl Db<DataPlane> {

@@ -131,7 +131,9 @@ impl Lent {
         match (Error::of(error), self.entry) {
             (Some(ours), Some(entry)) if ours.kind() == ErrorKind::StaleRoute => Next::Refresh(entry),
             (Some(_), _) => Next::Fail,
-            (None, _) if !Damage::of(error).spares_connection() || self.checkout.is_altered() => Next::Replace,
+            (None, _) if !Damage::of(error).spares_connection() || self.checkout.is_altered() => {
+                Next::Replace
+            }
             (None, _) => Next::Fail,
         }
     }
@@ -142,7 +144,9 @@ impl Lent {
             (sqlx::Error::Database(refused), Some(_)) => refused
                 .code()
                 .and_then(|code| refusal(&code))
-                .map_or(error, |ours| ours.detail(self.checkout.dial().whereabouts()).into()),
+                .map_or(error, |ours| {
+                    ours.detail(self.checkout.dial().whereabouts()).into()
+                }),
             _ => error,
         }
     }
@@ -276,7 +280,8 @@ const FENCED_FOR: Duration = Duration::from_secs(1);
 /// What `enter` refuses, by its SQLSTATE.
 fn refusal(code: &str) -> Option<Error> {
     let kind = match code {
-        "BP001" => ErrorKind::StaleRoute,
+        // Also that the tenant lives there in another way.
+        "BP001" | "BP005" => ErrorKind::StaleRoute,
         "BP002" => ErrorKind::Fenced {
             retry_after: Some(FENCED_FOR),
         },

@@ -5,8 +5,8 @@
 //! What functions that they call leave there cannot be seen. It matters where the next borrower is another tenant, so
 //! there the session is made as new in the same round trip that enters.
 
-use sqlx::{AssertSqlSafe, Connection, Executor, postgres::PgTransactionManager, raw_sql};
-use sqlx_core::{sql_str::SqlSafeStr, transaction::TransactionManager};
+use sqlx::{AssertSqlSafe, Connection, SqlSafeStr, postgres::PgTransactionManager, raw_sql};
+use sqlx_core::transaction::TransactionManager;
 
 use super::connection::Checkout;
 use crate::tenant::{DatabaseId, Epoch, Isolation, TenantId};
@@ -93,7 +93,11 @@ impl Checkout {
     /// # Cancel safety
     /// As [`Checkout::begin`].
     pub(crate) async fn enter(&mut self, entry: &Entry) -> sqlx::Result<()> {
-        if self.remembers().entered.is_some_and(|entered| still_holds(&entered, entry)) {
+        if self
+            .remembers()
+            .entered
+            .is_some_and(|entered| still_holds(&entered, entry))
+        {
             return Ok(());
         }
         self.be_busy().await?;
@@ -144,7 +148,10 @@ impl Checkout {
             return false;
         }
         match self.dial().session_is_ours() {
-            true => self.remembers().tenant.is_some_and(|tenant| tenant != entry.tenant),
+            true => self
+                .remembers()
+                .tenant
+                .is_some_and(|tenant| tenant != entry.tenant),
             false => entry.shares(),
         }
     }
@@ -167,7 +174,9 @@ impl Checkout {
     async fn look_names_up_anew(&mut self, entry: Option<&Entry>) -> sqlx::Result<()> {
         let Some(entry) = entry else { return Ok(()) };
         let kept = self.remembers().names;
-        if kept.is_none_or(|names| names == entry.names()) || cfg!(biplane_mutant = "names_are_kept_across_schemas") {
+        if kept.is_none_or(|names| names == entry.names())
+            || cfg!(biplane_mutant = "names_are_kept_across_schemas")
+        {
             return Ok(());
         }
         if let Err(error) = self.connection().clear_cached_statements().await {

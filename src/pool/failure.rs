@@ -49,9 +49,7 @@ impl From<Error> for sqlx::Error {
             ErrorKind::ControlPlaneUnavailable
             | ErrorKind::DatabaseUnavailable { .. }
             | ErrorKind::Fenced { .. }
-            | ErrorKind::StaleRoute => {
-                io::ErrorKind::NotConnected
-            }
+            | ErrorKind::StaleRoute => io::ErrorKind::NotConnected,
             ErrorKind::Inactive { .. } | ErrorKind::ReadOnly => io::ErrorKind::PermissionDenied,
             ErrorKind::UnknownTenant => io::ErrorKind::NotFound,
             _ => io::ErrorKind::Other,

@@ -18,7 +18,7 @@ begin
                 or here.timeline operator(pg_catalog.=) pg_catalog.left(pg_catalog.pg_walfile_name('0/1'), 8))
             as stamped_here,
         residence.epoch, residence.state, residence.isolation, residence.schema_name, residence.row_key,
-        residence.database_id,
+        residence.database_id, residence.role_name as tenant_role,
         role.role_name, role.statement_timeout, role.lock_timeout, role.idle_timeout
     into home
     from biplane.database as here
@@ -68,6 +68,10 @@ begin
             pg_catalog.set_config('lock_timeout', home.lock_timeout::pg_catalog.text, true) end,
         case when home.idle_timeout is not null then
             pg_catalog.set_config('idle_in_transaction_session_timeout', home.idle_timeout::pg_catalog.text, true) end;
+    -- Last, for the role may not be let to do the rest.
+    if home.tenant_role is not null then
+        perform pg_catalog.set_config('role', home.tenant_role, true);
+    end if;
 end
 $function$;
 
@@ -78,14 +82,14 @@ language plpgsql as $function$
 declare
     setting record;
 begin
-    perform biplane.enter_v1(tenant, epoch, database);
-    if not exists (
+    if exists (
         select from biplane.residence as residence
         where residence.tenant_id operator(pg_catalog.=) enter_session_v1.tenant
-            and residence.isolation operator(pg_catalog.=) 'database'
+            and residence.isolation operator(pg_catalog.<>) 'database'
     ) then
         raise exception using errcode = 'BP005', message = 'a session is entered for a tenant with a database of its own';
     end if;
+    perform biplane.enter_v1(tenant, epoch, database);
     for setting in
         select known.name
         from biplane.database as here, pg_catalog.unnest(array[here.tenant_setting, 'search_path', 'application_name',

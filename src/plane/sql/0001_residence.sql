@@ -13,10 +13,13 @@ create table biplane.residence (
         and schema_name not in ('biplane', 'biplane_control', 'information_schema', 'public')),
     -- What the rows carry. None: the tenant's id.
     row_key text constraint residence_row_key check (row_key <> ''),
+    -- The role that its transactions take on, where it shares the database. None: the login's own.
+    role_name name constraint residence_role_name check (role_name not in ('', 'none')),
     -- The database this was written for.
     database_id uuid not null,
     changed_at timestamptz not null default pg_catalog.clock_timestamp(),
-    constraint residence_schema check (isolation <> 'schema' or schema_name is not null)
+    constraint residence_schema check (isolation <> 'schema' or schema_name is not null),
+    constraint residence_role check (isolation <> 'database' or role_name is null)
 );
 create unique index residence_one_database on biplane.residence (isolation) where isolation = 'database';
 create unique index residence_schema_name_key on biplane.residence (schema_name) where isolation = 'schema';
