@@ -131,11 +131,11 @@ fn body(database: DatabaseId, readers: &[RoleName]) -> String {
              revoke all on all tables in schema biplane from {role};\n\
              grant usage on schema biplane to {role};\n\
              revoke all on all functions in schema biplane from {role};\n\
-             grant select on biplane.database, biplane.residence, biplane.run_time_role to {role};\n\
-             grant execute on function biplane.database_v1(), biplane.enter_v1(uuid, bigint, uuid), \
-             biplane.enter_session_v1(uuid, bigint, uuid), biplane.may_enter_v1(name), biplane.mark_class_v1() \
-             to {role};\n\
-             insert into biplane.run_time_role (role_name) values ({literal}) on conflict do nothing;\n",
+             grant select on biplane.database, biplane.residence to {role};\n\
+             grant execute on function biplane.enter_v1(uuid, bigint, uuid), \
+             biplane.enter_session_v1(uuid, bigint, uuid), biplane.database_v1(), biplane.may_enter_v1(name), \
+             biplane.stamped_here_v1(), biplane.directory_v1(), biplane.timeline_v1() to {role};\n\
+             select biplane.allow_v1({literal}) from biplane.database where not run_time_roles ? {literal};\n",
             literal = reader.literal(),
         ));
     }

@@ -366,6 +366,7 @@ impl Dial {
             Err(sqlx::Error::Database(error)) => match error.code().as_deref() {
                 Some("BP003") => Err(wrong("it is a copy, or was restored, and was not stamped since")),
                 Some("3F000" | "42883" | "42P01") => Err(wrong("it has no schema biplane")),
+                Some("BP003") => Err(wrong("it is a copy, or was restored")),
                 Some("42501") => Err(sqlx::Error::from(
                     Error::new(ErrorKind::MissingPrivilege)
                         .detail("USAGE on schema biplane and EXECUTE on its functions"),

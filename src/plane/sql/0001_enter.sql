@@ -9,32 +9,34 @@ declare
     home record;
     tenant_text pg_catalog.text := tenant;
     entered pg_catalog.text := pg_catalog.current_setting('biplane.tenant', true);
-    service pg_catalog.text := pg_catalog.current_setting('application_name');
+    name pg_catalog.text := pg_catalog.current_setting('application_name');
 begin
+    -- Without the server's own id, which is read from a file: whoever connects asks for that.
     select here.database_id as database_here, here.tenant_setting,
+        here.run_time_roles operator(pg_catalog.->) session_user as role,
         here.stamped_in operator(pg_catalog.=) here.xmin
-            and here.database_oid operator(pg_catalog.=) mine.oid
-            and (here.follows_failover or pg_catalog.pg_is_in_recovery()
-                or here.timeline operator(pg_catalog.=) pg_catalog.left(pg_catalog.pg_walfile_name('0/1'), 8))
+            and here.directory operator(pg_catalog.=) pg_catalog.split_part(
+                pg_catalog.reverse(pg_catalog.pg_relation_filepath(here.tableoid)), '/', 2)
+            and case when here.follows_failover or pg_catalog.pg_is_in_recovery() then true
+                else here.timeline operator(pg_catalog.=)
+                    pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) end
             as stamped_here,
         residence.epoch, residence.state, residence.isolation, residence.schema_name, residence.row_key,
-        residence.database_id, residence.role_name as tenant_role,
-        role.role_name, role.statement_timeout, role.lock_timeout, role.idle_timeout
+        residence.database_id, residence.role_name
     into home
     from biplane.database as here
-    join pg_catalog.pg_database as mine on mine.datname operator(pg_catalog.=) pg_catalog.current_database()
-    left join biplane.residence as residence on residence.tenant_id operator(pg_catalog.=) enter_v1.tenant
-    left join biplane.run_time_role as role on role.role_name operator(pg_catalog.=) session_user;
+    left join biplane.residence as residence on residence.tenant_id operator(pg_catalog.=) enter_v1.tenant;
 
-    if home.stamped_here is not true or home.database_here operator(pg_catalog.<>) database then
+    if home.stamped_here is not true then
+        raise exception using errcode = 'BP003', message = 'this database was never stamped, is a copy, or was restored',
+            hint = 'Reconcile it with the control plane and stamp it.';
+    elsif home.database_here operator(pg_catalog.<>) database then
         raise exception using errcode = 'BP003', message = 'this is not the database that the control plane means',
-            hint = case when home.stamped_here then 'Correct the data source, or stamp the database.'
-                else 'It was never stamped, is a copy, or was restored: reconcile it with the control plane and stamp it.'
-                end;
-    elsif home.role_name is null and not biplane.may_enter_v1(session_user) then
+            hint = 'Correct the data source, or stamp the database.';
+    elsif home.role is null and not biplane.may_enter_v1(session_user) then
         raise exception using errcode = 'insufficient_privilege',
-            message = 'this login is not one that biplane was told of',
-            hint = 'Install again with it, or with a group it belongs to, among the run-time roles.';
+            message = 'this login is not one that may enter',
+            hint = 'Install again with it, or with a group that it belongs to, among the run-time roles.';
     elsif home.epoch is null or home.epoch operator(pg_catalog.<>) epoch then
         raise exception using errcode = 'BP001', message = 'the tenant is not here at this epoch';
     elsif home.database_id operator(pg_catalog.<>) database then
@@ -49,28 +51,30 @@ begin
     -- A mark for whoever fences: this transaction belongs to a tenant of this hash, and to no other. Two that share a hash
     -- wait for each other's fences, no more.
     if home.isolation operator(pg_catalog.<>) 'database' then
-        perform pg_catalog.pg_advisory_xact_lock_shared(biplane.mark_class_v1(), pg_catalog.uuid_hash(tenant));
+        perform pg_catalog.pg_advisory_xact_lock_shared(1651534945, pg_catalog.uuid_hash(tenant));
     end if;
 
-    perform
-        pg_catalog.set_config('biplane.tenant', tenant_text, true),
-        pg_catalog.set_config(home.tenant_setting, coalesce(home.row_key, tenant_text), true),
-        case when home.schema_name is not null then
-            pg_catalog.set_config('search_path',
-                pg_catalog.concat(pg_catalog.quote_ident(home.schema_name), ', pg_temp'), true) end,
-        -- A session that has entered as a whole is named already.
-        case when pg_catalog.right(service, 36) operator(pg_catalog.<>) tenant_text then
-            pg_catalog.set_config('application_name',
-                pg_catalog.concat(pg_catalog.left(service, 26), ' ', tenant_text), true) end,
-        case when home.statement_timeout is not null then
-            pg_catalog.set_config('statement_timeout', home.statement_timeout::pg_catalog.text, true) end,
-        case when home.lock_timeout is not null then
-            pg_catalog.set_config('lock_timeout', home.lock_timeout::pg_catalog.text, true) end,
-        case when home.idle_timeout is not null then
-            pg_catalog.set_config('idle_in_transaction_session_timeout', home.idle_timeout::pg_catalog.text, true) end;
-    -- Last, for the role may not be let to do the rest.
-    if home.tenant_role is not null then
-        perform pg_catalog.set_config('role', home.tenant_role, true);
+    -- Assignments, which cost a third of what statements do.
+    entered := pg_catalog.set_config('biplane.tenant', tenant_text, true);
+    entered := pg_catalog.set_config(home.tenant_setting, coalesce(home.row_key, tenant_text), true);
+    if home.schema_name is not null then
+        entered := pg_catalog.set_config('search_path',
+            pg_catalog.concat(pg_catalog.quote_ident(home.schema_name), ', pg_temp'), true);
+    end if;
+    -- A session that has entered as a whole is named already.
+    if pg_catalog.right(name, 36) operator(pg_catalog.<>) tenant_text then
+        entered := pg_catalog.set_config('application_name',
+            pg_catalog.concat(pg_catalog.left(name, 26), ' ', tenant_text), true);
+    end if;
+    if home.role operator(pg_catalog.<>) '{}' then
+        perform pg_catalog.set_config(known.setting, home.role operator(pg_catalog.->>) known.key, true)
+        from (values ('statement_timeout', 'statement_timeout'), ('lock_timeout', 'lock_timeout'),
+            ('idle_timeout', 'idle_in_transaction_session_timeout')) as known (key, setting)
+        where home.role operator(pg_catalog.?) known.key;
+    end if;
+    -- Last, for that role may not be let to do the rest.
+    if home.role_name is not null then
+        entered := pg_catalog.set_config('role', home.role_name, true);
     end if;
 end
 $function$;
@@ -100,21 +104,4 @@ begin
 end
 $function$;
 
--- Whether a login may enter: it was named, or belongs to a group that was. A superuser belongs to every group, and is
--- therefore asked for by name: dumps and maintenance run as one, and must not keep a fence waiting.
-create function biplane.may_enter_v1(login name) returns boolean
-language sql stable as $function$
-    select exists (
-        select from biplane.run_time_role as role
-        left join pg_catalog.pg_roles as team on team.rolname operator(pg_catalog.=) role.role_name
-        left join pg_catalog.pg_roles as member on member.rolname operator(pg_catalog.=) login
-        where role.role_name operator(pg_catalog.=) login
-            or not member.rolsuper and pg_catalog.pg_has_role(member.oid, team.oid, 'MEMBER'))
-$function$;
-
--- The first key of the marks, "bpla"; the second is the tenant's hash.
-create function biplane.mark_class_v1() returns integer
-language sql immutable as 'select 1651534945';
-
-revoke all on function biplane.enter_v1(uuid, bigint, uuid), biplane.enter_session_v1(uuid, bigint, uuid),
-    biplane.may_enter_v1(name), biplane.mark_class_v1() from public;
+revoke all on function biplane.enter_v1(uuid, bigint, uuid), biplane.enter_session_v1(uuid, bigint, uuid) from public;

@@ -66,7 +66,7 @@ language sql volatile as $function$
         from held
         join pg_catalog.pg_database as mine on mine.oid operator(pg_catalog.=) held.database
         where held.locktype operator(pg_catalog.=) 'advisory' and held.objsubid operator(pg_catalog.=) 2
-            and held.classid operator(pg_catalog.=) biplane.mark_class_v1()::pg_catalog.oid
+            and held.classid operator(pg_catalog.=) 1651534945::pg_catalog.oid
             and mine.datname operator(pg_catalog.=) pg_catalog.current_database()
             and held.granted
         group by held.virtualtransaction
