@@ -71,8 +71,9 @@ impl<'c, P: Plane> Acquire<'c> for &'c mut Conn<P> {
     /// A transaction of sqlx's own, begun as ours are.
     fn begin(self) -> BoxFuture<'c, sqlx::Result<Transaction<'c, Postgres>>> {
         Box::pin(async move {
-            let (connection, text) = self.lent.hand_over_to_begin().await?;
-            connection.begin_with(AssertSqlSafe(text)).await
+            let (connection, text, refusals) = self.lent.hand_over_to_begin().await?;
+            let begun = connection.begin_with(AssertSqlSafe(text)).await;
+            begun.map_err(|error| refusals.explain(error))
         })
     }
 }

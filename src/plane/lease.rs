@@ -105,24 +105,25 @@ impl Lent {
     /// Begins a transaction as the tenant.
     pub(super) async fn begin(&mut self, options: &TxOptions) -> sqlx::Result<()> {
         self.leave_transaction().await?;
-        let mut text = String::new();
-        options.append_to(&mut text, self.access);
-        let begun = self.checkout.begin(&text, self.entry.as_ref()).await;
-        begun.map_err(|error| self.explain(error))
+        let options = self.begin_options(options);
+        let begun = self.checkout.begin(&options, self.entry.as_ref()).await;
+        begun.map_err(|error| self.refusals().explain(error))
     }
 
     /// Makes the session the tenant's, for statements that run by themselves.
     pub(super) async fn enter(&mut self) -> sqlx::Result<()> {
         let Some(entry) = self.entry else { return Ok(()) };
         let entered = self.checkout.enter(&entry).await;
-        entered.map_err(|error| self.explain(error))
+        entered.map_err(|error| self.refusals().explain(error))
     }
 
     /// The connection for code that begins a transaction of its own, with the text for that.
-    pub(super) async fn hand_over_to_begin(&mut self) -> sqlx::Result<(&mut PgConnection, String)> {
+    pub(super) async fn hand_over_to_begin(&mut self) -> sqlx::Result<(&mut PgConnection, String, Refusals)> {
         self.leave_transaction().await?;
-        let text = self.checkout.text_to_begin(self.entry.as_ref());
-        Ok((self.hand_over(), text))
+        let options = self.begin_options(&TxOptions::new());
+        let text = self.checkout.text_to_begin(&options, self.entry.as_ref());
+        let refusals = self.refusals();
+        Ok((self.hand_over(), text, refusals))
     }
 
     /// What to do after this error of [`Lent::begin`] or [`Lent::enter`], on a connection on which nothing of the caller's
@@ -138,17 +139,14 @@ impl Lent {
         }
     }
 
-    /// What the database said about the entry, in our words.
-    fn explain(&self, error: sqlx::Error) -> sqlx::Error {
-        match (&error, self.entry) {
-            (sqlx::Error::Database(refused), Some(_)) => refused
-                .code()
-                .and_then(|code| refusal(&code))
-                .map_or(error, |ours| {
-                    ours.detail(self.checkout.dial().whereabouts()).into()
-                }),
-            _ => error,
-        }
+    fn begin_options(&self, options: &TxOptions) -> String {
+        let mut text = String::new();
+        options.append_to(&mut text, self.access);
+        text
+    }
+
+    fn refusals(&self) -> Refusals {
+        Refusals(self.entry.map(|_| self.checkout.dial().whereabouts()))
     }
 
     /// Rolls back what a wrapped statement left because it failed or was given up.
@@ -234,7 +232,10 @@ impl Lent {
     /// sqlx prepares under a name when asked to prepare. Where another client may get the session next, the name must
     /// be free again by the end of the transaction.
     async fn forget_statements<T>(&mut self, prepared: sqlx::Result<T>) -> sqlx::Result<T> {
-        if prepared.is_ok() && !self.keeps_statements() {
+        if prepared.is_ok() && !self.checkout.dial().keeps_statements() {
+            self.checkout.connection().execute("deallocate all").await?;
+        } else if prepared.is_ok() && !self.keeps_statements() {
+            // The pooler has others of this session under names, and does without this one when it is told so.
             self.checkout.connection().clear_cached_statements().await?;
         }
         prepared
@@ -272,6 +273,21 @@ impl Lent {
 
 /// What preparing a statement does to a session, as a statement: nothing.
 const PREPARES: &str = "select";
+
+/// What the database says when it does not let somebody enter, in our words.
+pub(super) struct Refusals(Option<String>);
+
+impl Refusals {
+    pub(super) fn explain(&self, error: sqlx::Error) -> sqlx::Error {
+        match (&error, &self.0) {
+            (sqlx::Error::Database(refused), Some(place)) => refused
+                .code()
+                .and_then(|code| refusal(&code))
+                .map_or(error, |ours| ours.detail(place.clone()).into()),
+            _ => error,
+        }
+    }
+}
 
 /// How long to wait for a fence to be lifted before asking again. A drain waits for transactions in progress, which
 /// takes well under a second as a rule; then the tenant is open, here or elsewhere.

@@ -364,7 +364,6 @@ impl Dial {
             Ok(Some(_)) => Err(wrong("it says that it is another one")),
             Ok(None) => Err(wrong("it was never stamped")),
             Err(sqlx::Error::Database(error)) => match error.code().as_deref() {
-                Some("BP003") => Err(wrong("it is a copy, or was restored, and was not stamped since")),
                 Some("3F000" | "42883" | "42P01") => Err(wrong("it has no schema biplane")),
                 Some("BP003") => Err(wrong("it is a copy, or was restored")),
                 Some("42501") => Err(sqlx::Error::from(

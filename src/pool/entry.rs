@@ -119,8 +119,8 @@ impl Checkout {
     }
 
     /// The text that [`Checkout::begin`] would send, for code that begins by itself on a connection that has entered.
-    pub(crate) fn text_to_begin(&self, entry: Option<&Entry>) -> String {
-        self.begin_text("", entry, false)
+    pub(crate) fn text_to_begin(&self, options: &str, entry: Option<&Entry>) -> String {
+        self.begin_text(options, entry, false)
     }
 
     fn begin_text(&self, options: &str, entry: Option<&Entry>, as_new: bool) -> String {
@@ -209,7 +209,7 @@ impl Checkout {
 }
 
 /// Whether the database answered that this tenant, epoch or database is not what it holds.
-pub(crate) fn is_refusal(error: &sqlx::Error) -> bool {
+fn is_refusal(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(refused)
         if matches!(refused.code().as_deref(), Some("BP001" | "BP002" | "BP003")))
 }

@@ -49,7 +49,7 @@ pub(crate) use self::{
     breaker::Guard,
     connection::Checkout,
     dial::{Dial, Logins, check_environment, check_server},
-    entry::{Entry, is_refusal},
+    entry::Entry,
     failure::Damage,
     listen::Listening,
     session::Protocol,

@@ -158,6 +158,17 @@ impl<'a> World<'a> {
         (tenant.id, slug)
     }
 
+    /// Says in a tenant's own database that it lives there.
+    pub async fn settle(&self, placed: &Placed, database: DatabaseId) {
+        let epoch = self.record(placed.id).await.placement.epoch;
+        let sql = format!(
+            "insert into biplane.residence (tenant_id, epoch, state, isolation, database_id)
+             values ('{}', {epoch}, 'open', 'database', '{database}')",
+            placed.id
+        );
+        self.cluster.sql(&placed.database, &sql).await.unwrap();
+    }
+
     pub fn biplane(&self, pool: PoolOptions) -> Biplane {
         Biplane::postgres(self.control.clone(), self.credentials.clone())
             .pool(pool)

@@ -10,7 +10,7 @@ use sqlx::{Acquire, Executor};
 
 use crate::{
     data_plane::{World, options},
-    homes::{MODES, Resident, add, code, count, handle, kind, one, unaware},
+    homes::{MODES, add, code, count, handle, kind, one, unaware},
 };
 
 #[tokio::test]
