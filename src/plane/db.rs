@@ -27,10 +27,14 @@ impl<P: Plane> Db<P> {
         }
     }
 
-    /// Begins a transaction with the server's defaults, in one round trip.
+    /// Begins a transaction with the server's defaults and, where there is a fence, enters the tenant's rows, in one round
+    /// trip. A connection that turns out to be dead is replaced once, and a route that the database refuses is asked for
+    /// again once, both unseen.
     ///
     /// # Errors
-    /// Whatever keeps a connection from being borrowed, as [`Error::of`](crate::error::Error::of) tells.
+    /// Whatever keeps a connection from being borrowed, as [`Error::of`](crate::error::Error::of) tells;
+    /// [`Fenced`](ErrorKind::Fenced) while the tenant's rows are moved, [`StaleRoute`](ErrorKind::StaleRoute) when database
+    /// and control plane disagree about them, and [`WrongDatabase`](ErrorKind::WrongDatabase) when it is another one.
     ///
     /// # Cancel safety
     /// Safe: a connection on which the transaction may have begun is rolled back before anybody else gets it.

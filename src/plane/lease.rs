@@ -131,11 +131,10 @@ impl Lent {
     pub(super) fn next_after(&self, error: &sqlx::Error) -> Next {
         match (Error::of(error), self.entry) {
             (Some(ours), Some(entry)) if ours.kind() == ErrorKind::StaleRoute => Next::Refresh(entry),
-            (Some(_), _) => Next::Fail,
-            (None, _) if !Damage::of(error).spares_connection() || self.checkout.is_altered() => {
-                Next::Replace
-            }
-            (None, _) => Next::Fail,
+            // It is cleaned when it goes back, and it was what it was left with that kept this from being entered.
+            _ if self.checkout.is_altered() => Next::Replace,
+            (None, _) if !Damage::of(error).spares_connection() => Next::Replace,
+            _ => Next::Fail,
         }
     }
 

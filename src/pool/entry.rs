@@ -84,7 +84,7 @@ impl Checkout {
         self.begins();
         let begun = PgTransactionManager::begin(self.connection(), Some(AssertSqlSafe(text).into_sql_str()));
         let begun = begun.await;
-        self.entered(begun, entry, as_new)
+        self.entered(begun, entry)
     }
 
     /// Makes the session one of this tenant, so that statements may run in it by themselves. Done once: as long as the
@@ -112,7 +112,7 @@ impl Checkout {
         text.push_str(&entry.call("enter_session_v1"));
         self.memory().entered = None;
         let entered = raw_sql(AssertSqlSafe(text)).execute(self.connection()).await;
-        self.entered(entered.map(drop), Some(entry), as_new)?;
+        self.entered(entered.map(drop), Some(entry))?;
         self.ends();
         self.memory().entered = Some(*entry);
         Ok(())
@@ -187,12 +187,7 @@ impl Checkout {
         Ok(())
     }
 
-    fn entered<T>(
-        &mut self,
-        entered: sqlx::Result<T>,
-        entry: Option<&Entry>,
-        as_new: bool,
-    ) -> sqlx::Result<T> {
+    fn entered<T>(&mut self, entered: sqlx::Result<T>, entry: Option<&Entry>) -> sqlx::Result<T> {
         let entered = self.judge(entered);
         match (&entered, entry) {
             (Ok(_), Some(entry)) => {
@@ -200,8 +195,12 @@ impl Checkout {
                 memory.tenant = Some(entry.tenant);
                 memory.names = Some(entry.names());
             }
-            // Whatever kept the session from becoming as new, it is thrown away with it.
-            (Err(error), _) if as_new && !is_refusal(error) => self.distrust(),
+            // Whatever the session was left with that keeps it from being entered goes with it.
+            (Err(error @ sqlx::Error::Database(_)), Some(_))
+                if !is_refusal(error) && !cfg!(biplane_mutant = "spoilt_sessions_are_kept") =>
+            {
+                self.distrust();
+            }
             _ => {}
         }
         entered

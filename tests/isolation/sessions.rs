@@ -264,3 +264,30 @@ async fn a_database_that_changes_hands_is_entered_as_new() {
     assert_eq!(leftovers(&db, &second).await, "");
     assert_eq!(backend(&db).await, session);
 }
+
+/// What a function did to a session cannot be seen, and may keep its own tenant from entering again.
+#[tokio::test]
+async fn a_session_that_a_tenant_has_spoilt_for_itself_is_not_kept() {
+    for spoil in [
+        "set_config('biplane.tenant', 'somebody', false)",
+        "set_config('role', 'pg_monitor', false)",
+    ] {
+        for isolation in [Isolation::Database, Isolation::Schema, Isolation::Row] {
+            let (world, home, resident, _biplane, db) = crate::homes::one(isolation).await;
+            let schema = match isolation {
+                Isolation::Schema => resident.name.replace('-', "_"),
+                _ => "public".to_owned(),
+            };
+            let function = format!(
+                "create function {schema}.spoil() returns text language sql as $$ select {spoil} $$;
+                 grant pg_monitor to {}",
+                home.login
+            );
+            world.cluster.sql(&home.database, &function).await.unwrap();
+            db.execute("select spoil()").await.unwrap();
+            let mut tx = db.begin().await.unwrap();
+            tx.execute("select 1").await.unwrap();
+            tx.commit().await.unwrap();
+        }
+    }
+}
