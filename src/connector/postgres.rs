@@ -14,6 +14,7 @@ use async_trait::async_trait;
 
 use super::{Connector, ConnectorStats, Route, TenantRoute};
 use crate::{
+    breaker::BreakerStatus,
     error::{Error, ErrorKind},
     plane::{Lease, Lent, TenantDb},
     pool::{BreakerOptions, Dial, Entry, Guard, Logins, Pool, PoolOptions, Renewal, Stack, check_server},
@@ -184,6 +185,10 @@ impl Connector for PgConnector {
             refused: pool.refused,
             unfenced: self.0.unfenced(),
         }
+    }
+
+    fn breakers(&self) -> Vec<BreakerStatus> {
+        self.0.pool.breakers()
     }
 }
 
