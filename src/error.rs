@@ -44,7 +44,7 @@ pub enum ErrorKind {
     TooManyUnknownNames,
     /// What the control plane holds about this tenant cannot be understood. Other tenants are not affected.
     MalformedRecord,
-    /// The tenant's isolation mode is not served by this connector.
+    /// What was asked for is not to be had in the tenant's isolation mode.
     UnsupportedIsolation {
         /// The mode.
         isolation: Isolation,
@@ -73,6 +73,14 @@ pub enum ErrorKind {
     DatabaseMissing,
     /// The database is not the one that the control plane means.
     WrongDatabase,
+    /// The tenant's rows are closed for a moment, because they are being moved. Nothing was read or written.
+    Fenced {
+        /// When to try again, if that is known.
+        retry_after: Option<Duration>,
+    },
+    /// The database says that the tenant's rows are elsewhere, or are here since another epoch, and the control plane says
+    /// that they are not. Nothing was read or written.
+    StaleRoute,
     /// No connection came free in time.
     BudgetExhausted {
         /// The cap that was reached.
@@ -170,7 +178,7 @@ impl ErrorKind {
                 "too many unknown names are being asked for, and this one was not; try again"
             }
             Self::MalformedRecord => "the control plane's record cannot be understood; correct it there",
-            Self::UnsupportedIsolation { .. } => "the connector does not serve this isolation mode",
+            Self::UnsupportedIsolation { .. } => "not to be had in this isolation mode",
             Self::MissingCredential { .. } => "the data source has no credential for this role; store one",
             Self::CredentialUnreadable { .. } => {
                 "the credential does not open; load the key that sealed it, or seal it again for this data source and role"
@@ -185,6 +193,10 @@ impl ErrorKind {
             }
             Self::WrongDatabase => {
                 "the database is not the one that the control plane means; correct the data source or stamp the database"
+            }
+            Self::Fenced { .. } => "the tenant's rows are being moved; try again",
+            Self::StaleRoute => {
+                "the database and the control plane disagree about where the tenant's rows are; try again, or reconcile them"
             }
             Self::BudgetExhausted { .. } => "no connection came free in time; try again or raise the cap",
             Self::TransactionAborted => {
@@ -215,6 +227,9 @@ impl fmt::Display for ErrorKind {
             Self::MissingCredential { role } => write!(f, " ({role})"),
             Self::CredentialUnreadable { key: Some(key) } => write!(f, " (key {key})"),
             Self::DatabaseUnavailable {
+                retry_after: Some(after),
+            }
+            | Self::Fenced {
                 retry_after: Some(after),
             } => {
                 write!(f, " (in {} ms)", after.as_millis())

@@ -2,7 +2,8 @@
 //!
 //! biplane is the part of a multi-tenant service that knows where each tenant's data lives. The *control plane*, a
 //! Postgres database, knows the tenants and holds their credentials, sealed; the *data plane* is any number of Postgres
-//! servers with a database per tenant. A service embeds biplane to live with that split.
+//! servers, where a tenant has a database, a schema or rows of shared tables. A service embeds biplane to live with that
+//! split.
 //!
 //! ```
 //! use biplane::{Biplane, plane::TenantExecutor, tenant::Slug};

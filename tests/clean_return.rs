@@ -10,23 +10,11 @@ use biplane::{
     plane::TenantDb,
     testing::{postgres::Cluster, wait},
 };
-use data_plane::{LIMIT, Placed, Wish, World, backend, give_up_after, notes, options, shared, timed};
+use data_plane::{
+    LIMIT, Placed, Wish, World, backend, give_up_after, give_up_in_turn, notes, options, shared, timed,
+};
 use futures_util::{StreamExt, TryStreamExt};
 use sqlx::{Acquire, AssertSqlSafe, Connection, Executor, Row};
-
-/// The same by turns of the runtime, which strikes where the network is in the way.
-async fn give_up_in_turn<T>(turns: usize, future: impl Future<Output = T>) -> Option<T> {
-    let patience = async {
-        for _ in 0..turns {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::select! {
-        biased;
-        done = future => Some(done),
-        () = patience => None,
-    }
-}
 
 /// What a session was left with; null when it is as new.
 const LEFTOVERS: &str = "

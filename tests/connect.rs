@@ -156,7 +156,7 @@ async fn a_database_that_is_not_there_is_said_to_be_missing() {
 }
 
 /// A handle on a database that should be `expected`, after `prepare` has been done to it.
-async fn identified(expected: DatabaseId, prepare: impl AsyncFnOnce(&Cluster, &str)) -> TenantDb {
+async fn identified(expected: DatabaseId, prepare: impl AsyncFnOnce(&World<'static>, &Placed)) -> TenantDb {
     let world = World::new(shared().await);
     let role = format!("reader_{}", expected.as_uuid().simple());
     let credential = world.cluster.create_role(&role, &secret("r"), &[]).await.unwrap();
@@ -167,12 +167,12 @@ async fn identified(expected: DatabaseId, prepare: impl AsyncFnOnce(&Cluster, &s
             ..Wish::default()
         })
         .await;
-    prepare(world.cluster, &placed.database).await;
+    prepare(&world, &placed).await;
     handle(&world, &placed, options(2)).await
 }
 
-async fn install(cluster: &Cluster, database: &str, id: DatabaseId, readers: &[RoleName]) {
-    let mut owner = cluster.connect(database).await.unwrap();
+async fn install(world: &World<'_>, placed: &Placed, id: DatabaseId, readers: &[RoleName]) {
+    let mut owner = world.cluster.connect(&placed.database).await.unwrap();
     DataSchema::install(&mut owner, id, readers).await.unwrap();
     owner.close().await.unwrap();
 }
@@ -184,8 +184,9 @@ fn reader(id: DatabaseId) -> RoleName {
 #[tokio::test]
 async fn a_database_that_says_what_it_should_is_used() {
     let id = DatabaseId::new();
-    let db = identified(id, async |cluster, database| {
-        install(cluster, database, id, &[reader(id)]).await;
+    let db = identified(id, async |world, placed| {
+        install(world, placed, id, &[reader(id)]).await;
+        world.settle(placed, id).await;
     })
     .await;
     backend(&db).await;
@@ -194,8 +195,8 @@ async fn a_database_that_says_what_it_should_is_used() {
 #[tokio::test]
 async fn a_database_that_says_that_it_is_another_is_wrong() {
     let id = DatabaseId::new();
-    let db = identified(id, async |cluster, database| {
-        install(cluster, database, DatabaseId::new(), &[reader(id)]).await;
+    let db = identified(id, async |world, placed| {
+        install(world, placed, DatabaseId::new(), &[reader(id)]).await;
     })
     .await;
     assert_eq!(refused(&db).await, ErrorKind::WrongDatabase);
@@ -207,10 +208,11 @@ async fn a_database_that_says_nothing_is_wrong() {
     let db = identified(id, async |_, _| {}).await;
     assert_eq!(refused(&db).await, ErrorKind::WrongDatabase);
     let id = DatabaseId::new();
-    let db = identified(id, async |cluster, database| {
-        install(cluster, database, id, &[reader(id)]).await;
-        cluster
-            .sql(database, "delete from biplane.database")
+    let db = identified(id, async |world, placed| {
+        install(world, placed, id, &[reader(id)]).await;
+        world
+            .cluster
+            .sql(&placed.database, "delete from biplane.database")
             .await
             .unwrap();
     })
@@ -221,10 +223,7 @@ async fn a_database_that_says_nothing_is_wrong() {
 #[tokio::test]
 async fn a_role_that_may_not_ask_which_database_it_is_lacks_a_privilege() {
     let id = DatabaseId::new();
-    let db = identified(id, async |cluster, database| {
-        install(cluster, database, id, &[]).await
-    })
-    .await;
+    let db = identified(id, async |world, placed| install(world, placed, id, &[]).await).await;
     assert_eq!(refused(&db).await, ErrorKind::MissingPrivilege);
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use biplane::{
     Biplane,
     error::{Error, ErrorKind},
-    plane::{DataSchema, IsolationLevel, TenantDb, TxOptions},
+    plane::{DataSchema, IsolationLevel, RoleName, TenantDb, TxOptions},
     tenant::{DatabaseId, Pooler, TenantStatus},
     testing::postgres::{Cluster, PgBouncer, PoolMode},
 };
@@ -54,7 +54,8 @@ impl Behind<'_> {
         world.cluster.sql(&database, table).await.unwrap();
         if let Some(id) = database_id {
             let mut owner = world.cluster.connect(&database).await.unwrap();
-            DataSchema::install(&mut owner, id, &[]).await.unwrap();
+            let login = RoleName::parse(world.cluster.superuser().username()).unwrap();
+            DataSchema::install(&mut owner, id, &[login]).await.unwrap();
         }
         let wish = Wish {
             server: Some(through(
@@ -65,7 +66,11 @@ impl Behind<'_> {
             database_id,
             ..Wish::default()
         };
-        world.tenant_on(&name, &database, wish).await
+        let placed = world.tenant_on(&name, &database, wish).await;
+        if let Some(id) = database_id {
+            world.settle(&placed, id).await;
+        }
+        placed
     }
 
     async fn one(&self) -> (Biplane, Placed, TenantDb) {

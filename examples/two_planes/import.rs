@@ -210,6 +210,17 @@ impl Importer<'_> {
         tenant.domains = found.domains;
         tenant.settings = found.settings;
         let tenant = self.admin.create(&by, tenant).await?;
+        // Where a database is fenced, nobody enters whom it does not know.
+        sqlx::query(
+            "insert into biplane.residence (tenant_id, epoch, state, isolation, database_id)
+             values ($1, $2, 'open', $3, $4)",
+        )
+        .bind(tenant.id.as_uuid())
+        .bind(i64::try_from(tenant.placement.epoch.value())?)
+        .bind(tenant.placement.isolation.as_str())
+        .bind(database_id.as_uuid())
+        .execute(&mut owner)
+        .await?;
         let open = TenantStatus::Active;
         Ok(self
             .admin

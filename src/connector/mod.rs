@@ -70,6 +70,8 @@ pub struct ConnectorStats {
     pub outdated: usize,
     /// Attempts to renew a login that failed while the old one still worked.
     pub failed_renewals: u64,
+    /// Data sources in use without a `database_id`. They are not fenced: nothing there refuses a route that is too old.
+    pub unfenced: usize,
 }
 
 /// What a router knows of a tenant at one moment: where its data is, and what it may do.

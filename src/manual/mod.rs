@@ -10,6 +10,12 @@ pub mod errors {
     #![doc = include_str!("errors.md")]
 }
 
+/// When two tenants share a database: what keeps them apart, what does not, and what works in which mode.
+#[cfg(feature = "postgres")]
+pub mod isolation {
+    #![doc = include_str!("isolation.md")]
+}
+
 /// The format of sealed values: enough to write another opener and sealer, in any language.
 pub mod keyring_format {
     #![doc = include_str!("keyring_format.md")]

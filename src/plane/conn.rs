@@ -19,12 +19,24 @@ pub struct Conn<P: Plane> {
 }
 
 impl<P: Plane> Conn<P> {
-    pub(super) fn new(lent: Lent) -> sqlx::Result<Self> {
+    pub(super) fn new(lent: Lent) -> Self {
+        Self {
+            lent,
+            plane: PhantomData,
+        }
+    }
+
+    /// Whether this connection can be held.
+    pub(super) fn check(lent: &Lent) -> sqlx::Result<()> {
+        if let Some(isolation) = lent.shared()
+            && !cfg!(biplane_mutant = "shared_connections_are_held")
+        {
+            return Err(Error::new(ErrorKind::UnsupportedIsolation { isolation })
+                .detail("of a shared database no connection can be held; use a transaction")
+                .into());
+        }
         if lent.owns_session() {
-            Ok(Self {
-                lent,
-                plane: PhantomData,
-            })
+            Ok(())
         } else {
             Err(Error::new(ErrorKind::InvalidConfiguration)
                 .detail("behind a transaction pooler no connection can be held; use a transaction")
@@ -59,8 +71,9 @@ impl<'c, P: Plane> Acquire<'c> for &'c mut Conn<P> {
     /// A transaction of sqlx's own, begun as ours are.
     fn begin(self) -> BoxFuture<'c, sqlx::Result<Transaction<'c, Postgres>>> {
         Box::pin(async move {
-            let (connection, text) = self.lent.hand_over_to_begin().await?;
-            connection.begin_with(AssertSqlSafe(text)).await
+            let (connection, text, refusals) = self.lent.hand_over_to_begin().await?;
+            let begun = connection.begin_with(AssertSqlSafe(text)).await;
+            begun.map_err(|error| refusals.explain(error))
         })
     }
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use super::{ControlDb, Lease, Lent};
 use crate::{
     error::{Error, ErrorKind},
-    pool::{Dial, Keeper, Listening, Logins, Passport, Pool, PoolOptions, PoolStats, Stack, Successor},
+    pool::{Dial, Entry, Keeper, Listening, Logins, Passport, Pool, PoolOptions, PoolStats, Stack, Successor},
     secret::Credential,
     settings::Settings,
     tenant::{Access, Role, Server, TenantId},
@@ -143,9 +143,14 @@ struct ControlLease {
 impl Lease for ControlLease {
     async fn lease(&self) -> Result<Lent, Error> {
         match self.stack.checkout(|| None).await {
-            Ok(checkout) => Ok(Lent::new(checkout, Access::ReadWrite)),
+            Ok(checkout) => Ok(Lent::new(checkout, Access::ReadWrite, None)),
             Err(error) => Err(could_not_ask(error)),
         }
+    }
+
+    /// It has no routes: nothing is entered, and so nothing refused.
+    async fn refresh(&self, _: &Entry) -> Result<(), Error> {
+        Ok(())
     }
 
     fn tenant(&self) -> Option<TenantId> {

@@ -9,7 +9,12 @@ use crate::{
 };
 
 /// Every migration, in order; the position counts from 1.
-const MIGRATIONS: [&str; 1] = [include_str!("sql/0001_database.sql")];
+const MIGRATIONS: [&str; 1] = [concat!(
+    include_str!("sql/0001_database.sql"),
+    include_str!("sql/0001_residence.sql"),
+    include_str!("sql/0001_enter.sql"),
+    include_str!("sql/0001_fence.sql"),
+)];
 const BEGIN: &str = include_str!("sql/begin.sql");
 const UNINSTALL: &str = include_str!("sql/uninstall.sql");
 
@@ -73,15 +78,12 @@ impl DataSchema {
     /// # Cancel safety
     /// Safe: one statement.
     pub async fn stamp(connection: &mut PgConnection, database: DatabaseId) -> Result<(), Error> {
-        sqlx::query(
-            "insert into biplane.database (database_id) values ($1)
-             on conflict (only_row) do update set database_id = excluded.database_id",
-        )
-        .bind(database.as_uuid())
-        .execute(connection)
-        .await
-        .map_err(failed)
-        .map(drop)
+        sqlx::query("select biplane.stamp_v1($1)")
+            .bind(database.as_uuid())
+            .execute(connection)
+            .await
+            .map_err(failed)
+            .map(drop)
     }
 
     /// Which database this says it is; `None` when it does not say.
@@ -114,7 +116,9 @@ fn body(database: DatabaseId, readers: &[RoleName]) -> String {
     }
     sql.push_str(&format!(
         "do $biplane_install$\nbegin\n    \
-         insert into biplane.database (database_id) values ('{database}') on conflict do nothing;\n    \
+         if not exists (select from biplane.database) then\n        \
+         perform biplane.stamp_v1('{database}');\n    \
+         end if;\n    \
          if biplane.database_v1() <> '{database}' then\n        \
          raise exception using errcode = 'BP003', message = 'this database says that it is another one',\n            \
          hint = 'Stamp it if it is meant to be this one from now on.';\n    \
@@ -126,8 +130,13 @@ fn body(database: DatabaseId, readers: &[RoleName]) -> String {
             "revoke all on schema biplane from {role};\n\
              revoke all on all tables in schema biplane from {role};\n\
              grant usage on schema biplane to {role};\n\
-             grant select on biplane.database to {role};\n\
-             grant execute on function biplane.database_v1() to {role};\n"
+             revoke all on all functions in schema biplane from {role};\n\
+             grant select on biplane.database, biplane.residence to {role};\n\
+             grant execute on function biplane.enter_v1(uuid, bigint, uuid), \
+             biplane.enter_session_v1(uuid, bigint, uuid), biplane.database_v1(), biplane.may_enter_v1(name), \
+             biplane.stamped_here_v1(), biplane.directory_v1(), biplane.timeline_v1() to {role};\n\
+             select biplane.allow_v1({literal}) from biplane.database where not run_time_roles ? {literal};\n",
+            literal = reader.literal(),
         ));
     }
     sql

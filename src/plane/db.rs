@@ -2,7 +2,9 @@
 
 use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
-use super::{Conn, DataPlane, Lease, Lent, Plane, Tx, TxOptions, lease::may_begin_elsewhere};
+use super::{Conn, DataPlane, Lease, Lent, Plane, Tx, TxOptions, lease::Next};
+#[cfg(doc)]
+use crate::error::ErrorKind;
 use crate::{
     pool::{Pool, Stack},
     tenant::{Role, TenantId},
@@ -25,10 +27,14 @@ impl<P: Plane> Db<P> {
         }
     }
 
-    /// Begins a transaction with the server's defaults, in one round trip.
+    /// Begins a transaction with the server's defaults and, where there is a fence, enters the tenant's rows, in one round
+    /// trip. A connection that turns out to be dead is replaced once, and a route that the database refuses is asked for
+    /// again once, both unseen.
     ///
     /// # Errors
-    /// Whatever keeps a connection from being borrowed, as [`Error::of`](crate::error::Error::of) tells.
+    /// Whatever keeps a connection from being borrowed, as [`Error::of`](crate::error::Error::of) tells;
+    /// [`Fenced`](ErrorKind::Fenced) while the tenant's rows are moved, [`StaleRoute`](ErrorKind::StaleRoute) when database
+    /// and control plane disagree about them, and [`WrongDatabase`](ErrorKind::WrongDatabase) when it is another one.
     ///
     /// # Cancel safety
     /// Safe: a connection on which the transaction may have begun is rolled back before anybody else gets it.
@@ -44,19 +50,20 @@ impl<P: Plane> Db<P> {
     /// # Cancel safety
     /// Safe, as [`Db::begin`].
     pub async fn begin_with(&self, options: TxOptions) -> sqlx::Result<Tx<P>> {
-        self.begin_lent(&options).await.map(Tx::new)
+        self.lend_for(Use::Begin(options)).await.map(Tx::new)
     }
 
-    /// Borrows a connection for several statements.
+    /// Borrows a connection for several statements. Of tenants that share a database none can be held: what keeps a
+    /// tenant to its rows there lasts for a transaction.
     ///
     /// # Errors
-    /// As [`Db::begin`], and [`InvalidConfiguration`](crate::error::ErrorKind::InvalidConfiguration) behind a
-    /// transaction pooler, where no connection can be held.
+    /// As [`Db::begin`]; [`UnsupportedIsolation`](ErrorKind::UnsupportedIsolation) for a tenant that shares its database,
+    /// and [`InvalidConfiguration`](ErrorKind::InvalidConfiguration) behind a transaction pooler.
     ///
     /// # Cancel safety
     /// Safe: what was borrowed goes back.
     pub async fn acquire(&self) -> sqlx::Result<Conn<P>> {
-        Conn::new(self.lend().await?)
+        self.lend_for(Use::Hold).await.map(Conn::new)
     }
 
     pub(super) fn pool(&self) -> &Pool {
@@ -67,37 +74,56 @@ impl<P: Plane> Db<P> {
         self.lease.fixed_stack()
     }
 
-    pub(super) async fn lend(&self) -> sqlx::Result<Lent> {
-        Ok(self.lease.lease().await?)
-    }
-
     /// A connection on which a statement may run: inside a transaction if it needs one.
     pub(super) async fn lend_for_statement(&self) -> sqlx::Result<Lent> {
-        let lent = self.lend().await?;
-        if lent.wraps() {
-            self.begin_on(lent, &TxOptions::new()).await
-        } else {
-            Ok(lent)
-        }
+        self.lend_for(Use::Statement).await
     }
 
-    async fn begin_lent(&self, options: &TxOptions) -> sqlx::Result<Lent> {
-        let lent = self.lend().await?;
-        self.begin_on(lent, options).await
-    }
-
-    /// Begins on a borrowed connection. One that turns out to be dead is replaced once, unseen by the caller, which is
-    /// safe because no statement of the caller's has run.
-    async fn begin_on(&self, mut lent: Lent, options: &TxOptions) -> sqlx::Result<Lent> {
-        match lent.begin(options).await {
-            Ok(()) => return Ok(lent),
-            Err(error) if may_begin_elsewhere(&error) => drop(lent),
-            Err(error) => return Err(error),
+    /// Borrows a connection and enters. One that turns out to be dead is replaced once, and a route that the database
+    /// says is stale is asked for once, both unseen by the caller, which is safe because no statement of the caller's has
+    /// run.
+    async fn lend_for(&self, what: Use) -> sqlx::Result<Lent> {
+        let (mut replaced, mut refreshed) = (false, false);
+        loop {
+            let mut lent = self.lease.lease().await?;
+            let entered = match what {
+                Use::Begin(options) => lent.begin(&options).await,
+                Use::Statement if lent.wraps() => lent.begin(&TxOptions::new()).await,
+                Use::Statement => lent.enter().await,
+                Use::Hold => {
+                    Conn::<P>::check(&lent)?;
+                    lent.enter().await
+                }
+            };
+            let Err(error) = entered else {
+                return Ok(lent);
+            };
+            let next = lent.next_after(&error);
+            // Cleaned before anybody gets it again, this caller included.
+            drop(lent);
+            match next {
+                Next::Replace if !replaced && !cfg!(biplane_mutant = "dead_entries_are_final") => {
+                    replaced = true;
+                }
+                Next::Refresh(refused) if !refreshed && !cfg!(biplane_mutant = "stale_routes_are_final") => {
+                    refreshed = true;
+                    self.lease.refresh(&refused).await?;
+                }
+                _ => return Err(error),
+            }
         }
-        let mut lent = self.lend().await?;
-        lent.begin(options).await?;
-        Ok(lent)
     }
+}
+
+/// What a connection is borrowed for.
+#[derive(Clone, Copy)]
+enum Use {
+    /// One statement, inside a transaction if it needs one.
+    Statement,
+    /// A transaction.
+    Begin(TxOptions),
+    /// Several statements, by themselves.
+    Hold,
 }
 
 impl Db<DataPlane> {

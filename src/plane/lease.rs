@@ -7,15 +7,15 @@ use async_trait::async_trait;
 use futures_core::Stream;
 use futures_util::StreamExt;
 use sqlx::{
-    Describe, Either, Executor, Postgres, SqlStr,
+    Connection, Describe, Either, Executor, Postgres, SqlStr,
     postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo},
 };
 
 use super::{TxOptions, statement::Statement};
 use crate::{
     error::{Error, ErrorKind},
-    pool::{Checkout, Damage, Pool, Protocol, Stack},
-    tenant::{Access, Role, TenantId},
+    pool::{Checkout, Damage, Entry, Pool, Protocol, Stack},
+    tenant::{Access, Isolation, Role, TenantId},
 };
 
 /// Lends connections to a handle. Asked anew for every checkout, so that a handle never pins an old route.
@@ -23,6 +23,9 @@ use crate::{
 pub(crate) trait Lease: Debug + Send + Sync + 'static {
     /// A connection to where the data is now, or why there is none.
     async fn lease(&self) -> Result<Lent, Error>;
+
+    /// Asks where the data is, after the database refused what it was told so far.
+    async fn refresh(&self, refused: &Entry) -> Result<(), Error>;
 
     /// Whose database this is; `None` for the control plane.
     fn tenant(&self) -> Option<TenantId>;
@@ -48,21 +51,38 @@ pub(crate) trait Lease: Debug + Send + Sync + 'static {
     }
 }
 
-/// A borrowed connection, and what the tenant may do on it.
+/// A borrowed connection, whose rows it is to reach, and what may be done with them.
 pub(crate) struct Lent {
     checkout: Checkout,
     access: Access,
+    /// How to enter, if there is a fence.
+    entry: Option<Entry>,
+}
+
+/// What to do after a connection was not entered.
+pub(super) enum Next {
+    /// Try another connection, for this one is of no use.
+    Replace,
+    /// Ask where the data is, and try there.
+    Refresh(Entry),
+    /// Give up.
+    Fail,
 }
 
 impl Lent {
-    pub(crate) const fn new(checkout: Checkout, access: Access) -> Self {
-        Self { checkout, access }
+    pub(crate) const fn new(checkout: Checkout, access: Access, entry: Option<Entry>) -> Self {
+        Self {
+            checkout,
+            access,
+            entry,
+        }
     }
 
-    /// Whether a single statement needs a transaction around it: because it must not write, or because the session
-    /// settings that it relies on last no longer than a transaction.
+    /// Whether a single statement needs a transaction around it: because it must not write, or because whatever keeps it
+    /// to the tenant's rows lasts no longer than a transaction.
     pub(super) fn wraps(&self) -> bool {
         !self.owns_session()
+            || self.shares()
             || !(self.may_be_handed_over() || cfg!(biplane_mutant = "read_only_tenants_are_not_wrapped"))
     }
 
@@ -76,17 +96,59 @@ impl Lent {
         self.checkout.dial().session_is_ours()
     }
 
+    /// The mode, if other tenants use the same database.
+    pub(super) fn shared(&self) -> Option<Isolation> {
+        self.entry.filter(Entry::shares).map(|entry| entry.isolation)
+    }
+
+    fn shares(&self) -> bool {
+        self.shared().is_some() && !cfg!(biplane_mutant = "shared_statements_are_not_wrapped")
+    }
+
+    /// Begins a transaction as the tenant.
     pub(super) async fn begin(&mut self, options: &TxOptions) -> sqlx::Result<()> {
         self.leave_transaction().await?;
-        let text = self.begin_text(options);
-        self.checkout.begin(text).await
+        let options = self.begin_options(options);
+        let begun = self.checkout.begin(&options, self.entry.as_ref()).await;
+        begun.map_err(|error| self.refusals().explain(error))
+    }
+
+    /// Makes the session the tenant's, for statements that run by themselves.
+    pub(super) async fn enter(&mut self) -> sqlx::Result<()> {
+        let Some(entry) = self.entry else { return Ok(()) };
+        let entered = self.checkout.enter(&entry).await;
+        entered.map_err(|error| self.refusals().explain(error))
     }
 
     /// The connection for code that begins a transaction of its own, with the text for that.
-    pub(super) async fn hand_over_to_begin(&mut self) -> sqlx::Result<(&mut PgConnection, String)> {
+    pub(super) async fn hand_over_to_begin(&mut self) -> sqlx::Result<(&mut PgConnection, String, Refusals)> {
         self.leave_transaction().await?;
-        let text = self.begin_text(&TxOptions::new());
-        Ok((self.hand_over(), text))
+        let options = self.begin_options(&TxOptions::new());
+        let text = self.checkout.text_to_begin(&options, self.entry.as_ref());
+        let refusals = self.refusals();
+        Ok((self.hand_over(), text, refusals))
+    }
+
+    /// What to do after this error of [`Lent::begin`] or [`Lent::enter`], on a connection on which nothing of the caller's
+    /// has run. After that nothing is ever tried again.
+    pub(super) fn next_after(&self, error: &sqlx::Error) -> Next {
+        match (Error::of(error), self.entry) {
+            (Some(ours), Some(entry)) if ours.kind() == ErrorKind::StaleRoute => Next::Refresh(entry),
+            // It is cleaned when it goes back, and it was what it was left with that kept this from being entered.
+            _ if self.checkout.is_altered() => Next::Replace,
+            (None, _) if !Damage::of(error).spares_connection() => Next::Replace,
+            _ => Next::Fail,
+        }
+    }
+
+    fn begin_options(&self, options: &TxOptions) -> String {
+        let mut text = String::new();
+        options.append_to(&mut text, self.access);
+        text
+    }
+
+    fn refusals(&self) -> Refusals {
+        Refusals(self.entry.map(|_| self.checkout.dial().whereabouts()))
     }
 
     /// Rolls back what a wrapped statement left because it failed or was given up.
@@ -95,16 +157,6 @@ impl Lent {
             self.checkout.rollback().await?;
         }
         Ok(())
-    }
-
-    fn begin_text(&self, options: &TxOptions) -> String {
-        let mut text = String::from("begin");
-        options.append_to(&mut text, self.access);
-        if let Some(enter) = self.checkout.dial().enter() {
-            text.push_str("; ");
-            text.push_str(&enter);
-        }
-        text
     }
 
     pub(super) async fn commit(&mut self) -> sqlx::Result<()> {
@@ -171,8 +223,7 @@ impl Lent {
     }
 
     async fn start(&mut self, mut statement: Statement) -> sqlx::Result<Statement> {
-        if !self.checkout.dial().keeps_statements() && !cfg!(biplane_mutant = "names_collide_behind_poolers")
-        {
+        if !self.keeps_statements() && !cfg!(biplane_mutant = "names_collide_behind_poolers") {
             statement.run_unnamed();
         }
         let protocol = statement.protocol();
@@ -185,8 +236,18 @@ impl Lent {
     async fn forget_statements<T>(&mut self, prepared: sqlx::Result<T>) -> sqlx::Result<T> {
         if prepared.is_ok() && !self.checkout.dial().keeps_statements() {
             self.checkout.connection().execute("deallocate all").await?;
+        } else if prepared.is_ok() && !self.keeps_statements() {
+            // The pooler has others of this session under names, and does without this one when it is told so.
+            self.checkout.connection().clear_cached_statements().await?;
         }
         prepared
+    }
+
+    /// Whether a statement may be kept under a name. Poolers that keep them for their clients tell them apart by their
+    /// text, which means something else in another schema.
+    fn keeps_statements(&self) -> bool {
+        self.checkout.dial().keeps_statements()
+            && (self.owns_session() || self.shared() != Some(Isolation::Schema))
     }
 
     fn judge<T>(&mut self, result: sqlx::Result<T>) -> sqlx::Result<T> {
@@ -215,7 +276,38 @@ impl Lent {
 /// What preparing a statement does to a session, as a statement: nothing.
 const PREPARES: &str = "select";
 
-/// Whether a transaction that could not begin may be tried on another connection: nothing of the caller's has run.
-pub(super) fn may_begin_elsewhere(error: &sqlx::Error) -> bool {
-    Error::of(error).is_none() && !Damage::of(error).spares_connection()
+/// What the database says when it does not let somebody enter, in our words.
+pub(super) struct Refusals(Option<String>);
+
+impl Refusals {
+    pub(super) fn explain(&self, error: sqlx::Error) -> sqlx::Error {
+        match (&error, &self.0) {
+            (sqlx::Error::Database(refused), Some(place)) => refused
+                .code()
+                .and_then(|code| refusal(&code))
+                .map_or(error, |ours| ours.detail(place.clone()).into()),
+            _ => error,
+        }
+    }
+}
+
+/// How long to wait for a fence to be lifted before asking again. A drain waits for transactions in progress, which
+/// takes well under a second as a rule; then the tenant is open, here or elsewhere.
+const FENCED_FOR: Duration = Duration::from_secs(1);
+
+/// What `enter` refuses, by its SQLSTATE.
+fn refusal(code: &str) -> Option<Error> {
+    let kind = match code {
+        // Also that the tenant lives there in another way.
+        "BP001" | "BP005" => ErrorKind::StaleRoute,
+        "BP002" => ErrorKind::Fenced {
+            retry_after: Some(FENCED_FOR),
+        },
+        "BP003" => ErrorKind::WrongDatabase,
+        // No schema, function or table of biplane's: then it is not the database that was stamped.
+        "3F000" | "42883" | "42P01" => ErrorKind::WrongDatabase,
+        "42501" => ErrorKind::MissingPrivilege,
+        _ => return None,
+    };
+    Some(Error::new(kind))
 }

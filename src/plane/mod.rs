@@ -26,6 +26,7 @@ mod db;
 mod executor;
 mod lease;
 mod role_name;
+mod row_security;
 mod statement;
 mod tables;
 mod tx;
@@ -40,6 +41,7 @@ pub use self::{
     db::Db,
     executor::{ControlExecutor, TenantExecutor},
     role_name::{RoleName, RoleNameError},
+    row_security::{KeyType, RowPolicy, RowSecurityGap, RowSecurityReport, TENANT_SETTING},
     tx::{IsolationLevel, Tx, TxOptions},
 };
 pub(crate) use crate::pool::Listening;

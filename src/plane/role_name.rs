@@ -63,6 +63,11 @@ impl RoleName {
     pub fn quoted(&self) -> String {
         format!("\"{}\"", self.0.replace('"', "\"\""))
     }
+
+    /// The name as a string in SQL, whatever `standard_conforming_strings` says.
+    pub(crate) fn literal(&self) -> String {
+        format!("E'{}'", self.0.replace('\\', "\\\\").replace('\'', "''"))
+    }
 }
 
 impl FromStr for RoleName {

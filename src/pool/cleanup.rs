@@ -20,6 +20,7 @@ use super::{
     attempt::Way,
     connection::{Health, Physical, State, catch_up, give_back},
     dial::{self, Backend, Dial, Purpose},
+    entry::Memory,
     failure::Blame,
     locked,
     scheduler::{Rest, StackId},
@@ -161,6 +162,8 @@ async fn reset(physical: &mut Physical, state: State) -> sqlx::Result<()> {
         connection.execute("rollback").await?;
     }
     if state.altered {
+        // First, for it is not known from here on what the session still has.
+        physical.memory = Memory::default();
         connection.clear_cached_statements().await?;
         discard_all(connection).await?;
         let settled = physical.dial.settle(connection).await;

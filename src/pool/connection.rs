@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use sqlx::{
-    AssertSqlSafe, Connection, Executor, SqlSafeStr,
+    Connection, Executor,
     postgres::{PgConnection, PgTransactionManager},
 };
 use sqlx_core::transaction::TransactionManager;
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::{
     Shared, cleanup,
     dial::{Backend, Dial, Dialed},
+    entry::Memory,
     failure::Damage,
     later, locked,
     logins::Authorisation,
@@ -66,6 +67,8 @@ pub(super) struct Physical {
     permit: Permit,
     endpoint: Option<Beyond>,
     authorisation: Option<Authorisation>,
+    /// Of those it was lent to.
+    pub(super) memory: Memory,
 }
 
 /// What is at the other end, where a breaker stands.
@@ -99,6 +102,7 @@ impl Physical {
             permit,
             endpoint,
             authorisation: dialed.authorisation,
+            memory: Memory::default(),
         }
     }
 
@@ -279,18 +283,33 @@ impl Checkout {
         self.connection()
     }
 
-    /// Opens a transaction with this text, which begins with `BEGIN` and may have statements after it, all in one round
-    /// trip.
-    ///
-    /// # Cancel safety
-    /// A cancelled or failed call leaves the connection to be cleaned when it is dropped.
-    pub(crate) async fn begin(&mut self, text: String) -> sqlx::Result<()> {
-        self.be_busy().await?;
+    /// A transaction is about to be opened.
+    pub(super) const fn begins(&mut self) {
         self.state.in_transaction = true;
         self.state.may_have_failed = false;
-        let text = AssertSqlSafe(text).into_sql_str();
-        let begun = PgTransactionManager::begin(self.connection(), Some(text)).await;
-        self.judge(begun)
+    }
+
+    /// No transaction is open after all.
+    pub(super) const fn ends(&mut self) {
+        self.state.in_transaction = false;
+    }
+
+    /// Has the session made as new, or closed, when it comes back.
+    pub(super) const fn distrust(&mut self) {
+        self.state.altered = true;
+    }
+
+    /// Whether something other than plain queries has run.
+    pub(crate) const fn is_altered(&self) -> bool {
+        self.state.altered
+    }
+
+    pub(super) fn remembers(&self) -> &Memory {
+        &self.physical.as_ref().expect("taken on drop only").memory
+    }
+
+    pub(super) fn memory(&mut self) -> &mut Memory {
+        &mut self.physical_mut().memory
     }
 
     /// Commits. Postgres answers the COMMIT of a failed transaction with success and rolls back, so if a statement may
@@ -319,14 +338,24 @@ impl Checkout {
     /// Safe: the connection rolls back when it is dropped.
     pub(crate) async fn rollback(&mut self) -> sqlx::Result<()> {
         self.be_busy().await?;
-        let rolled_back = PgTransactionManager::rollback(self.connection()).await;
+        let rolled_back = self.roll_back().await;
         self.state.in_transaction = rolled_back.is_err();
         self.judge(rolled_back)
     }
 
+    /// A transaction that could not be entered is open, and has failed, and sqlx does not know of it.
+    async fn roll_back(&mut self) -> sqlx::Result<()> {
+        let counted = PgTransactionManager::get_transaction_depth(self.connection()) > 0;
+        if counted || !self.state.in_transaction || cfg!(biplane_mutant = "refused_entries_stay_open") {
+            PgTransactionManager::rollback(self.connection()).await
+        } else {
+            self.connection().execute("rollback").await.map(drop)
+        }
+    }
+
     /// Begins another exchange with the server, after reading what is left of one that was abandoned. How that one
     /// ended does not matter to the caller, unless the connection went with it.
-    async fn be_busy(&mut self) -> sqlx::Result<()> {
+    pub(super) async fn be_busy(&mut self) -> sqlx::Result<()> {
         let abandoned = std::mem::replace(&mut self.state.busy, true);
         if abandoned && !cfg!(biplane_mutant = "given_up_answers_are_left") {
             self.state.may_have_failed = true;
@@ -338,7 +367,7 @@ impl Checkout {
         Ok(())
     }
 
-    fn judge<T>(&mut self, result: sqlx::Result<T>) -> sqlx::Result<T> {
+    pub(super) fn judge<T>(&mut self, result: sqlx::Result<T>) -> sqlx::Result<T> {
         match &result {
             Ok(_) => self.finish(),
             Err(error) => self.fail(error),

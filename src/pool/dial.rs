@@ -224,12 +224,20 @@ impl Dial {
         (last.server == self.server).then_some(last)
     }
 
-    /// The statement that every transaction begins with, where a session is not ours to set up.
-    pub(crate) fn enter(&self) -> Option<String> {
-        (!self.session_is_ours()).then(|| {
-            let path = literal(&with_pg_temp(&self.search_path));
-            format!("select pg_catalog.set_config('search_path', {path}, true)")
-        })
+    /// Sets the search path of a transaction, where a session is not ours to set up.
+    pub(super) fn path_of_transaction(&self) -> String {
+        let path = literal(&with_pg_temp(&self.search_path));
+        format!("pg_catalog.set_config('search_path', {path}, true)")
+    }
+
+    /// Sets what every session of ours has.
+    pub(super) fn settings(&self) -> String {
+        let path = literal(&with_pg_temp(&self.search_path));
+        let mut sql = format!("pg_catalog.set_config('search_path', {path}, false)");
+        if self.access == Access::Read {
+            sql.push_str(", pg_catalog.set_config('default_transaction_read_only', 'on', false)");
+        }
+        sql
     }
 
     /// Whether a session is ours for as long as the connection lives.
@@ -344,15 +352,11 @@ impl Dial {
     /// Also run after a session was reset, for which it is the proof: code that we did not see may have left answers
     /// unread, and then what comes here is not this row.
     pub(super) async fn settle(&self, connection: &mut PgConnection) -> sqlx::Result<Option<Backend>> {
-        let path = literal(&with_pg_temp(&self.search_path));
-        let mut sql = format!(
-            "select pid, (extract(epoch from backend_start) * 1000000)::int8 as started, \
-             pg_catalog.set_config('search_path', {path}, false)"
+        let sql = format!(
+            "select pid, (extract(epoch from backend_start) * 1000000)::int8 as started, {} \
+             from pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())",
+            self.settings()
         );
-        if self.access == Access::Read {
-            sql.push_str(", pg_catalog.set_config('default_transaction_read_only', 'on', false)");
-        }
-        sql.push_str(" from pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())");
         // One round trip, and nothing that another client's statements behind a pooler could be taken for.
         let row: PgRow = raw_sql(AssertSqlSafe(sql)).fetch_one(connection).await?;
         Ok(Some(Backend {
@@ -377,6 +381,7 @@ impl Dial {
             Ok(None) => Err(wrong("it was never stamped")),
             Err(sqlx::Error::Database(error)) => match error.code().as_deref() {
                 Some("3F000" | "42883" | "42P01") => Err(wrong("it has no schema biplane")),
+                Some("BP003") => Err(wrong("it is a copy, or was restored")),
                 Some("42501") => Err(sqlx::Error::from(
                     Error::new(ErrorKind::MissingPrivilege)
                         .detail("USAGE on schema biplane and EXECUTE on its functions"),

@@ -46,9 +46,10 @@ impl From<Error> for sqlx::Error {
     fn from(error: Error) -> Self {
         let kind = match error.kind() {
             ErrorKind::BudgetExhausted { .. } => io::ErrorKind::TimedOut,
-            ErrorKind::ControlPlaneUnavailable | ErrorKind::DatabaseUnavailable { .. } => {
-                io::ErrorKind::NotConnected
-            }
+            ErrorKind::ControlPlaneUnavailable
+            | ErrorKind::DatabaseUnavailable { .. }
+            | ErrorKind::Fenced { .. }
+            | ErrorKind::StaleRoute => io::ErrorKind::NotConnected,
             ErrorKind::Inactive { .. } | ErrorKind::ReadOnly => io::ErrorKind::PermissionDenied,
             ErrorKind::UnknownTenant => io::ErrorKind::NotFound,
             _ => io::ErrorKind::Other,

@@ -14,6 +14,7 @@ mod breaker;
 mod cleanup;
 mod connection;
 mod dial;
+mod entry;
 mod failure;
 mod listen;
 mod logins;
@@ -50,6 +51,7 @@ pub(crate) use self::{
     breaker::Guard,
     connection::Checkout,
     dial::{Dial, Successor, check_environment, check_server},
+    entry::Entry,
     failure::Damage,
     listen::Listening,
     logins::{Keeper, Logins, Passport},

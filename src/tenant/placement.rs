@@ -37,9 +37,9 @@ impl Placement {
 pub enum Isolation {
     /// A database of its own: no other tenant may be placed on the same data source.
     Database,
-    /// A schema of its own in a shared database.
+    /// A schema of its own in a shared database, in which unqualified names are looked up.
     Schema,
-    /// Rows of its own in shared tables, behind row-level security.
+    /// Rows of its own in shared tables, behind row-level security by a setting of the transaction.
     Row,
 }
 

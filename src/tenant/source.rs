@@ -20,7 +20,8 @@ pub struct DataSource {
     pub location: Location,
     /// How many connections one process may hold to it.
     pub pool: PoolSettings,
-    /// What the database must say it is. `None` leaves a new connection unchecked.
+    /// What the database must say it is. With it, the database is fenced: it is asked about tenant and epoch before
+    /// anything runs. `None` leaves connections unchecked, and no tenant there can share the database.
     pub database_id: Option<DatabaseId>,
     /// The sealed credentials.
     pub credentials: BTreeMap<Role, RoleCredentials>,

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use biplane::{
     error::{Error, ErrorKind},
-    plane::{DataSchema, TenantDb, dangerous_assume_control},
+    plane::{DataSchema, RoleName, TenantDb, dangerous_assume_control},
     repository::{CredentialSlot, NewSource, TenantRepository},
     secret::Credential,
     tenant::{
@@ -235,7 +235,13 @@ async fn a_database_that_is_not_the_one_meant(planes: Planes) {
     refused(&db, kind, "it says that it is another one").await;
     run(&mut owner, "delete from biplane.database").await.unwrap();
     refused(&db, kind, "it was never stamped").await;
-    DataSchema::stamp(&mut owner, home.database_id).await.unwrap();
+    let login = RoleName::parse(home.login.username()).unwrap();
+    DataSchema::install(&mut owner, home.database_id, &[login])
+        .await
+        .unwrap();
+    // What it said of tenants is believed again when somebody has looked at it.
+    let reconciled = "update biplane.residence set state = 'open'";
+    run(&mut owner, reconciled).await.unwrap();
     works(&db).await;
 
     run(&mut owner, DataSchema::uninstall_sql()).await.unwrap();
@@ -370,7 +376,8 @@ async fn a_tls_mode_that_cannot_be_met(planes: Planes) {
 
 async fn an_isolation_that_is_not_served(planes: Planes) {
     for isolation in [Isolation::Schema, Isolation::Row] {
-        let home = planes.add(isolation.as_str()).await;
+        // Without a fence nobody shares a database.
+        let home = at_named(&planes, cluster().await.server("postgres"), isolation.as_str()).await;
         let (id, version) = (home.tenant.id, home.tenant.version);
         planes
             .admin

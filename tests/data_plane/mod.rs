@@ -23,8 +23,8 @@ use biplane::{
     repository::{Actor, MemoryControl, MemoryCredentials, NewSource, NewTenant, SourceChange, TenantAdmin},
     secret::Credential,
     tenant::{
-        DataSourceId, DatabaseId, Location, PoolSettings, Pooler, Role, Server, Slug, Tenant, TenantId,
-        TenantRef, TenantStatus,
+        DataSourceId, DatabaseId, Isolation, Location, PoolSettings, Pooler, Role, Server, Slug, Tenant,
+        TenantId, TenantRef, TenantStatus,
     },
     testing::{postgres::Cluster, wait},
 };
@@ -133,20 +133,40 @@ impl<'a> World<'a> {
         let source = self.control.create_source(&self.by, source).await.unwrap();
         let credential = wish.credential.unwrap_or_else(|| self.cluster.superuser());
         self.credentials.set(source.id, Role::App, credential);
-        let slug = Slug::parse(name).unwrap();
-        let tenant = self
-            .control
-            .create(&self.by, NewTenant::new(slug, source.id))
-            .await
-            .unwrap();
-        self.status(tenant.id, TenantStatus::Active).await;
+        let (id, slug) = self.tenant_at(name, source.id, Isolation::Database).await;
         Placed {
-            id: tenant.id,
+            id,
             slug,
             source: source.id,
             source_name: name.to_owned(),
             database: database.to_owned(),
         }
+    }
+
+    /// An active tenant on a data source that exists.
+    pub async fn tenant_at(
+        &self,
+        name: &str,
+        source: DataSourceId,
+        isolation: Isolation,
+    ) -> (TenantId, Slug) {
+        let slug = Slug::parse(name).unwrap();
+        let mut tenant = NewTenant::new(slug, source);
+        tenant.isolation = isolation;
+        let tenant = self.control.create(&self.by, tenant).await.unwrap();
+        self.status(tenant.id, TenantStatus::Active).await;
+        (tenant.id, slug)
+    }
+
+    /// Says in a tenant's own database that it lives there.
+    pub async fn settle(&self, placed: &Placed, database: DatabaseId) {
+        let epoch = self.record(placed.id).await.placement.epoch;
+        let sql = format!(
+            "insert into biplane.residence (tenant_id, epoch, state, isolation, database_id)
+             values ('{}', {epoch}, 'open', 'database', '{database}')",
+            placed.id
+        );
+        self.cluster.sql(&placed.database, &sql).await.unwrap();
     }
 
     pub fn biplane(&self, pool: PoolOptions) -> Biplane {
@@ -323,6 +343,20 @@ pub fn through(mut server: Server, pooler: Pooler, endpoint: biplane::tenant::En
     server.endpoints = vec![endpoint];
     server.pooler = pooler;
     server
+}
+
+/// Lets a future run for so many turns of the runtime, which gives it up where the network is in the way.
+pub async fn give_up_in_turn<T>(turns: usize, future: impl Future<Output = T>) -> Option<T> {
+    let patience = async {
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        done = future => Some(done),
+        () = patience => None,
+    }
 }
 
 /// Polls a future that many times and then drops it. `None` if it had not finished.

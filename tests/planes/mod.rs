@@ -144,6 +144,12 @@ impl Planes {
         let mut source = NewSource::new(name, Location::Server(cluster.server(&database)));
         source.database_id = Some(database_id);
         let (tenant, source) = self.place(name, source).await;
+        let residence = format!(
+            "insert into biplane.residence (tenant_id, epoch, state, isolation, database_id)
+             values ('{}', {}, 'open', 'database', '{database_id}')",
+            tenant.id, tenant.placement.epoch
+        );
+        run(&mut owner, residence).await.unwrap();
         Home {
             tenant,
             source,

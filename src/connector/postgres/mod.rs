@@ -3,9 +3,12 @@
 mod servers;
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map},
     fmt,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,7 +21,7 @@ use crate::{
     error::{Error, ErrorKind},
     plane::{Lease, Lent, TenantDb},
     pool::{
-        BreakerOptions, Dial, Guard, Keeper, Logins, Passport, Pool, PoolOptions, Renewal, Stack, Successor,
+        BreakerOptions, Dial, Entry, Guard, Keeper, Logins, Passport, Pool, PoolOptions, Renewal, Stack, Successor,
         check_server,
     },
     repository::{CredentialSource, Login},
@@ -115,7 +118,8 @@ impl PgConnectorOptions {
     }
 }
 
-/// Makes handles on Postgres databases, one tenant to a database.
+/// Makes handles on Postgres databases: of tenants that have one of their own, and of tenants that share one by schema or
+/// by row.
 #[derive(Clone)]
 pub struct PgConnector(Arc<Inner>);
 
@@ -123,6 +127,7 @@ struct Inner {
     pool: Pool,
     options: Arc<PgConnectorOptions>,
     stacks: Mutex<HashMap<Shared, Current>>,
+    told_unfenced: AtomicBool,
 }
 
 /// Who shares a stack. An overridden tenant has one of its own, so that what a file says never leads those elsewhere that
@@ -151,6 +156,7 @@ impl PgConnector {
             pool,
             options: Arc::new(options),
             stacks: Mutex::default(),
+            told_unfenced: AtomicBool::default(),
         })))
     }
 
@@ -189,6 +195,7 @@ impl Connector for PgConnector {
             refused: pool.refused,
             outdated: usize::try_from(pool.outdated).unwrap_or(usize::MAX),
             failed_renewals: pool.failed_renewals,
+            unfenced: self.0.unfenced(),
         }
     }
 
@@ -213,19 +220,32 @@ impl Lease for PgLease {
             let checkout = stack.checkout(|| Some(self.renewal())).await;
             // The tenant may have been moved or suspended while this waited, and then it waited at the wrong place.
             if cfg!(biplane_mutant = "routes_are_not_looked_at_again") || self.route.is_current(&route)? {
-                return Ok(Lent::new(checkout?, access(&route, self.role)));
+                return Ok(Lent::new(checkout?, access(&route, self.role), entry(&route)));
             }
             let now = self.route.current().await?;
             if let Ok(checkout) = checkout
                 && leads_alike(&route, &now)
                 && !cfg!(biplane_mutant = "any_change_sends_callers_back")
             {
-                return Ok(Lent::new(checkout, access(&now, self.role)));
+                return Ok(Lent::new(checkout, access(&now, self.role), entry(&now)));
             }
             route = now;
         }
         Err(Error::new(ErrorKind::ControlPlaneUnavailable)
             .detail("the route changed with every attempt to follow it"))
+    }
+
+    async fn refresh(&self, refused: &Entry) -> Result<(), Error> {
+        let is_another = |route: &Route| entry(route).as_ref() != Some(refused);
+        // Somebody may have asked meanwhile.
+        if is_another(&*self.route.current().await?) {
+            return Ok(());
+        }
+        // The first answer may be one that was under way before the database refused.
+        if !is_another(&*self.route.reload().await?) {
+            self.route.reload().await?;
+        }
+        Ok(())
     }
 
     fn tenant(&self) -> Option<TenantId> {
@@ -300,6 +320,18 @@ fn leads_alike(before: &Route, now: &Route) -> bool {
         && from.database_id == to.database_id
 }
 
+/// How to enter the tenant's rows. Whether there is a fence is what the control plane says, never what is found: to look
+/// for one would let everybody in wherever it is missing.
+fn entry(route: &Route) -> Option<Entry> {
+    let placement = route.tenant().placement;
+    route.source().database_id.map(|database| Entry {
+        tenant: route.tenant().id,
+        epoch: placement.epoch,
+        database,
+        isolation: placement.isolation,
+    })
+}
+
 /// What a handle may do: as much as both the tenant's status and its own role let it.
 fn access(route: &Route, role: Role) -> Access {
     match role_access(role) {
@@ -316,19 +348,36 @@ const fn role_access(role: Role) -> Access {
 }
 
 impl Inner {
+    fn unfenced(&self) -> usize {
+        let stacks = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
+        let unfenced = stacks
+            .iter()
+            .filter(|(_, current)| current.source.database_id.is_none());
+        unfenced
+            .map(|((source, _, _), _)| source)
+            .collect::<HashSet<_>>()
+            .len()
+    }
+
     /// The stack for a route and role. It is led elsewhere if the address or the credential is another than the last
     /// time.
     fn stack(&self, route: &Route, role: Role) -> Result<Stack, Error> {
-        let isolation = route.tenant().placement.isolation;
-        if isolation != Isolation::Database {
-            return Err(ErrorKind::UnsupportedIsolation { isolation }.into());
-        }
         let source = route.source();
+        let isolation = route.tenant().placement.isolation;
+        if isolation != Isolation::Database
+            && source.database_id.is_none()
+            && !cfg!(biplane_mutant = "shared_databases_need_no_fence")
+        {
+            return Err(Error::new(ErrorKind::UnsupportedIsolation { isolation }).detail(
+                "tenants that share a database are kept apart by its fence; install the schema biplane there and give the \
+                 data source its database_id",
+            ));
+        }
         let credential = self.options.credential_version(source, role)?;
         let mut stacks = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
         let alone = route.is_overridden().then_some(route.tenant().id);
         match stacks.entry((source.id, role, alone)) {
-            Entry::Occupied(mut entry) => {
+            hash_map::Entry::Occupied(mut entry) => {
                 let current = entry.get_mut();
                 // A route that is older than what others use is served with what they use.
                 if current.version <= source.version {
@@ -346,9 +395,15 @@ impl Inner {
                 }
                 Ok(current.stack.clone())
             }
-            Entry::Vacant(entry) => {
+            hash_map::Entry::Vacant(entry) => {
                 let (dial, pool) = self.dial(source, role, credential)?;
                 let stack = self.pool.stack(dial, pool.max(), pool.min())?;
+                if source.database_id.is_none() && !self.told_unfenced.swap(true, Ordering::Relaxed) {
+                    tracing::info!(
+                        data_source = %source.name,
+                        "a data source without a database_id is not fenced; the statistics count those in use"
+                    );
+                }
                 entry.insert(Current {
                     version: source.version,
                     credential,

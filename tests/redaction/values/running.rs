@@ -83,6 +83,7 @@ pub(super) const TYPES: &[(&str, How)] = &[
     ("plane::DataSchema", Public(NO_VALUES)),
     ("plane::Db", AtWork),
     ("plane::IsolationLevel", Public(WORD)),
+    ("plane::KeyType", Public(WORD)),
     ("plane::RoleName", Public(NAME)),
     (
         "plane::RoleNameError",
@@ -90,6 +91,15 @@ pub(super) const TYPES: &[(&str, How)] = &[
             shown.error(&RoleName::parse(&SECRET.repeat(9)).unwrap_err());
             shown.error(&RoleName::parse(&format!("{SECRET}\0")).unwrap_err());
         }),
+    ),
+    (
+        "plane::RowPolicy",
+        Public("names of a table, a column and a setting, which are there to be printed"),
+    ),
+    ("plane::RowSecurityGap", Public("names of tables and policies")),
+    (
+        "plane::RowSecurityReport",
+        Public("names of a role, tables and policies"),
     ),
     ("plane::TenantConn", Public("an alias of plane::Conn")),
     ("plane::TenantDb", Public("an alias of plane::Db")),

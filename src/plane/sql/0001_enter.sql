@@ -1,0 +1,107 @@
+-- How a transaction enters: as whom, at which epoch, in which database. Takes nothing but UUIDs and integers, because it
+-- goes along with BEGIN as text; whatever else it sets stands in the tables here.
+
+-- BP001: the tenant is not here at this epoch. BP002: it is fenced. BP003: this is another database, a copy, or restored.
+-- BP004: the transaction has entered as another tenant.
+create function biplane.enter_v1(tenant uuid, epoch bigint, database uuid) returns void
+language plpgsql as $function$
+declare
+    home record;
+    tenant_text pg_catalog.text := tenant;
+    entered pg_catalog.text := pg_catalog.current_setting('biplane.tenant', true);
+    name pg_catalog.text := pg_catalog.current_setting('application_name');
+begin
+    -- Without the server's own id, which is read from a file: whoever connects asks for that.
+    select here.database_id as database_here, here.tenant_setting,
+        here.run_time_roles operator(pg_catalog.->) session_user as role,
+        here.stamped_in operator(pg_catalog.=) here.xmin
+            and here.directory operator(pg_catalog.=) pg_catalog.split_part(
+                pg_catalog.reverse(pg_catalog.pg_relation_filepath(here.tableoid)), '/', 2)
+            and case when here.follows_failover or pg_catalog.pg_is_in_recovery() then true
+                else here.timeline operator(pg_catalog.=)
+                    pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) end
+            as stamped_here,
+        residence.epoch, residence.state, residence.isolation, residence.schema_name, residence.row_key,
+        residence.database_id, residence.role_name
+    into home
+    from biplane.database as here
+    left join biplane.residence as residence on residence.tenant_id operator(pg_catalog.=) enter_v1.tenant;
+
+    if home.stamped_here is not true then
+        raise exception using errcode = 'BP003', message = 'this database was never stamped, is a copy, or was restored',
+            hint = 'Reconcile it with the control plane and stamp it.';
+    elsif home.database_here operator(pg_catalog.<>) database then
+        raise exception using errcode = 'BP003', message = 'this is not the database that the control plane means',
+            hint = 'Correct the data source, or stamp the database.';
+    elsif home.role is null and not biplane.may_enter_v1(session_user) then
+        raise exception using errcode = 'insufficient_privilege',
+            message = 'this login is not one that may enter',
+            hint = 'Install again with it, or with a group that it belongs to, among the run-time roles.';
+    elsif home.epoch is null or home.epoch operator(pg_catalog.<>) epoch then
+        raise exception using errcode = 'BP001', message = 'the tenant is not here at this epoch';
+    elsif home.database_id operator(pg_catalog.<>) database then
+        raise exception using errcode = 'BP003', message = 'the tenant''s place here was written for another database',
+            hint = 'Reconcile it with the control plane.';
+    elsif home.state operator(pg_catalog.<>) 'open' then
+        raise exception using errcode = 'BP002', message = 'the tenant is fenced';
+    elsif entered operator(pg_catalog.<>) '' and entered operator(pg_catalog.<>) tenant_text then
+        raise exception using errcode = 'BP004', message = 'this transaction has entered as another tenant';
+    end if;
+
+    -- A mark for whoever fences: this transaction belongs to a tenant of this hash, and to no other. Two that share a hash
+    -- wait for each other's fences, no more.
+    if home.isolation operator(pg_catalog.<>) 'database' then
+        perform pg_catalog.pg_advisory_xact_lock_shared(1651534945, pg_catalog.uuid_hash(tenant));
+    end if;
+
+    -- Assignments, which cost a third of what statements do.
+    entered := pg_catalog.set_config('biplane.tenant', tenant_text, true);
+    entered := pg_catalog.set_config(home.tenant_setting, coalesce(home.row_key, tenant_text), true);
+    if home.schema_name is not null then
+        entered := pg_catalog.set_config('search_path',
+            pg_catalog.concat(pg_catalog.quote_ident(home.schema_name), ', pg_temp'), true);
+    end if;
+    -- A session that has entered as a whole is named already.
+    if pg_catalog.right(name, 36) operator(pg_catalog.<>) tenant_text then
+        entered := pg_catalog.set_config('application_name',
+            pg_catalog.concat(pg_catalog.left(name, 26), ' ', tenant_text), true);
+    end if;
+    if home.role operator(pg_catalog.<>) '{}' then
+        perform pg_catalog.set_config(known.setting, home.role operator(pg_catalog.->>) known.key, true)
+        from (values ('statement_timeout', 'statement_timeout'), ('lock_timeout', 'lock_timeout'),
+            ('idle_timeout', 'idle_in_transaction_session_timeout')) as known (key, setting)
+        where home.role operator(pg_catalog.?) known.key;
+    end if;
+    -- Last, for that role may not be let to do the rest.
+    if home.role_name is not null then
+        entered := pg_catalog.set_config('role', home.role_name, true);
+    end if;
+end
+$function$;
+
+-- The same for a whole session of a tenant with a database of its own, so that single statements need not enter. BP005: the
+-- tenant shares its database. A fence ends such sessions.
+create function biplane.enter_session_v1(tenant uuid, epoch bigint, database uuid) returns void
+language plpgsql as $function$
+declare
+    setting record;
+begin
+    if exists (
+        select from biplane.residence as residence
+        where residence.tenant_id operator(pg_catalog.=) enter_session_v1.tenant
+            and residence.isolation operator(pg_catalog.<>) 'database'
+    ) then
+        raise exception using errcode = 'BP005', message = 'a session is entered for a tenant with a database of its own';
+    end if;
+    perform biplane.enter_v1(tenant, epoch, database);
+    for setting in
+        select known.name
+        from biplane.database as here, pg_catalog.unnest(array[here.tenant_setting, 'search_path', 'application_name',
+            'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout']) as known (name)
+    loop
+        perform pg_catalog.set_config(setting.name, pg_catalog.current_setting(setting.name), false);
+    end loop;
+end
+$function$;
+
+revoke all on function biplane.enter_v1(uuid, bigint, uuid), biplane.enter_session_v1(uuid, bigint, uuid) from public;

@@ -1,0 +1,98 @@
+-- The mover's side, for its owner. Each of these takes effect with the commit, and what was committed is read by whoever
+-- begins afterwards; who began before is in biplane.running_v1.
+
+-- Nobody enters any more, once this is committed. Written again if it was so already: a commit that an earlier attempt did
+-- not see the end of is followed by one that is flushed.
+create function biplane.fence_v1(tenant uuid, epoch bigint) returns void
+language plpgsql as $function$
+begin
+    perform biplane.commit_durably_v1();
+    update biplane.residence as residence
+    set state = 'fenced', changed_at = pg_catalog.clock_timestamp()
+    where residence.tenant_id operator(pg_catalog.=) fence_v1.tenant
+        and residence.epoch operator(pg_catalog.=) fence_v1.epoch
+        and residence.state operator(pg_catalog.<>) 'restored';
+    if not found then
+        raise exception using errcode = 'BP001', message = 'the tenant is not here at this epoch, or waits to be reconciled';
+    end if;
+end
+$function$;
+
+-- It is entered again, at the same epoch.
+create function biplane.unfence_v1(tenant uuid, epoch bigint) returns void
+language plpgsql as $function$
+begin
+    perform biplane.commit_durably_v1();
+    update biplane.residence as residence
+    set state = 'open', changed_at = pg_catalog.clock_timestamp()
+    where residence.tenant_id operator(pg_catalog.=) unfence_v1.tenant
+        and residence.epoch operator(pg_catalog.=) unfence_v1.epoch
+        and residence.state operator(pg_catalog.<>) 'restored';
+    if not found then
+        raise exception using errcode = 'BP001', message = 'the tenant is not here at this epoch, or waits to be reconciled';
+    end if;
+end
+$function$;
+
+-- This transaction's commit is flushed, here and where synchronous_standby_names says, before it acts or returns.
+create function biplane.commit_durably_v1() returns void
+language sql volatile as $function$
+    select pg_catalog.set_config('synchronous_commit', 'on', true)
+    where pg_catalog.current_setting('synchronous_commit')
+        operator(pg_catalog.=) any (array['off', 'local', 'remote_write'])
+$function$;
+
+-- What runs or waits now and may have entered as this tenant: transactions by their virtual ids, prepared ones by their
+-- names, and, where the tenant has the database to itself, the sessions. Asked for after the commit of a fence, whatever
+-- of the answer is gone later cannot commit any more, and what is not in it reads the fence.
+create function biplane.running_v1(tenant uuid)
+returns table (kind text, id text, pid integer)
+language sql volatile as $function$
+    with residence as materialized (
+        select coalesce((select home.isolation operator(pg_catalog.=) 'database' from biplane.residence as home
+            where home.tenant_id operator(pg_catalog.=) running_v1.tenant), true) as alone
+    ), session as materialized (
+        select activity.pid, activity.backend_start, activity.backend_type
+        from pg_catalog.pg_stat_activity as activity
+        where activity.datname operator(pg_catalog.=) pg_catalog.current_database()
+            and activity.pid operator(pg_catalog.<>) pg_catalog.pg_backend_pid()
+            and biplane.may_enter_v1(activity.usename)
+    ), held as materialized (
+        select * from pg_catalog.pg_locks
+    ), marked as (
+        select held.virtualtransaction,
+            pg_catalog.bool_or(held.objid operator(pg_catalog.=)
+                (pg_catalog.uuid_hash(tenant)::pg_catalog.int8 operator(pg_catalog.&) 4294967295)::pg_catalog.oid) as ours
+        from held
+        join pg_catalog.pg_database as mine on mine.oid operator(pg_catalog.=) held.database
+        where held.locktype operator(pg_catalog.=) 'advisory' and held.objsubid operator(pg_catalog.=) 2
+            and held.classid operator(pg_catalog.=) 1651534945::pg_catalog.oid
+            and mine.datname operator(pg_catalog.=) pg_catalog.current_database()
+            and held.granted
+        group by held.virtualtransaction
+    )
+    select 'transaction', held.virtualxid, held.pid
+    from held
+    cross join residence
+    join session on session.pid operator(pg_catalog.=) held.pid
+    left join marked on marked.virtualtransaction operator(pg_catalog.=) held.virtualtransaction
+    where held.locktype operator(pg_catalog.=) 'virtualxid'
+        and held.virtualxid operator(pg_catalog.=) held.virtualtransaction
+        and (residence.alone or marked.ours is not false)
+    union all
+    select 'prepared', pg_catalog.concat(prepared.transaction, ' ', prepared.gid), null
+    from pg_catalog.pg_prepared_xacts as prepared
+    cross join residence
+    left join marked on marked.virtualtransaction operator(pg_catalog.=)
+        pg_catalog.concat('-1/', prepared.transaction)
+    where prepared.database operator(pg_catalog.=) pg_catalog.current_database()
+        and (residence.alone or marked.ours is not false)
+    union all
+    select 'session', session.backend_start::pg_catalog.text, session.pid
+    from session
+    cross join residence
+    where residence.alone and session.backend_type operator(pg_catalog.=) 'client backend'
+$function$;
+
+revoke all on function biplane.fence_v1(uuid, bigint), biplane.unfence_v1(uuid, bigint),
+    biplane.commit_durably_v1(), biplane.running_v1(uuid) from public;

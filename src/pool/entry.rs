@@ -1,0 +1,222 @@
+//! Entering: what a database is told before a connection is used for a tenant, and what a connection remembers of those
+//! that it was used for before.
+//!
+//! What a tenant's statements leave in a session, as far as they can be seen, is gone when the connection comes back.
+//! What functions that they call leave there cannot be seen. It matters where the next borrower is another tenant, so
+//! there the session is made as new in the same round trip that enters.
+
+use sqlx::{AssertSqlSafe, Connection, SqlSafeStr, postgres::PgTransactionManager, raw_sql};
+use sqlx_core::transaction::TransactionManager;
+
+use super::connection::Checkout;
+use crate::tenant::{DatabaseId, Epoch, Isolation, TenantId};
+
+/// Whose rows a connection is to reach, and what the database must know of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) tenant: TenantId,
+    pub(crate) epoch: Epoch,
+    pub(crate) database: DatabaseId,
+    pub(crate) isolation: Isolation,
+}
+
+impl Entry {
+    /// Whether other tenants use the same database.
+    pub(crate) fn shares(&self) -> bool {
+        self.isolation != Isolation::Database
+    }
+
+    /// Nothing but UUIDs and a number goes into the text, which has no parameters.
+    fn call(&self, function: &'static str) -> String {
+        let Self {
+            tenant,
+            epoch,
+            database,
+            ..
+        } = self;
+        format!("select biplane.{function}('{tenant}', {epoch}, '{database}')")
+    }
+
+    /// In whose schema this entry looks names up.
+    fn names(&self) -> Names {
+        match self.isolation {
+            Isolation::Schema => Names::Of(self.tenant, self.epoch),
+            Isolation::Database | Isolation::Row => Names::Shared,
+        }
+    }
+}
+
+/// What a connection remembers of those that it was lent to.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// Who used the session last, since it was as new.
+    tenant: Option<TenantId>,
+    /// As whom the session itself entered.
+    entered: Option<Entry>,
+    /// Where the names in the statements and types were looked up that sqlx keeps for this connection.
+    names: Option<Names>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Names {
+    /// The same for all.
+    Shared,
+    /// In one tenant's schema, which another epoch may have elsewhere.
+    Of(TenantId, Epoch),
+}
+
+/// What `discard all` does, but for the statements that sqlx has prepared: those are the same for everybody, or are
+/// closed by themselves. Unlike it, it may stand before something else in a round trip. Settings come first, of which one
+/// could keep the rest from working, and the path after that in which the rest is found.
+const AS_NEW: &str = "begin; set session authorization default; reset all; close all; unlisten *; \
+     select pg_catalog.pg_advisory_unlock_all(); discard temp; discard sequences; ";
+
+impl Checkout {
+    /// Opens a transaction with these options, as this tenant if there is one, all in one round trip.
+    ///
+    /// # Cancel safety
+    /// A cancelled or failed call leaves the connection to be cleaned when it is dropped.
+    pub(crate) async fn begin(&mut self, options: &str, entry: Option<&Entry>) -> sqlx::Result<()> {
+        self.be_busy().await?;
+        self.look_names_up_anew(entry).await?;
+        let as_new = self.must_be_as_new(entry);
+        let text = self.begin_text(options, entry, as_new);
+        self.begins();
+        let begun = PgTransactionManager::begin(self.connection(), Some(AssertSqlSafe(text).into_sql_str()));
+        let begun = begun.await;
+        self.entered(begun, entry)
+    }
+
+    /// Makes the session one of this tenant, so that statements may run in it by themselves. Done once: as long as the
+    /// tenant and its epoch stay the same, nothing is asked.
+    ///
+    /// # Cancel safety
+    /// As [`Checkout::begin`].
+    pub(crate) async fn enter(&mut self, entry: &Entry) -> sqlx::Result<()> {
+        if self
+            .remembers()
+            .entered
+            .is_some_and(|entered| still_holds(&entered, entry))
+        {
+            return Ok(());
+        }
+        self.be_busy().await?;
+        self.look_names_up_anew(Some(entry)).await?;
+        let as_new = self.must_be_as_new(Some(entry));
+        let mut text = String::new();
+        if as_new {
+            self.push_as_new(&mut text, entry);
+            // What fails before its commit leaves a transaction.
+            self.begins();
+        }
+        text.push_str(&entry.call("enter_session_v1"));
+        self.memory().entered = None;
+        let entered = raw_sql(AssertSqlSafe(text)).execute(self.connection()).await;
+        self.entered(entered.map(drop), Some(entry))?;
+        self.ends();
+        self.memory().entered = Some(*entry);
+        Ok(())
+    }
+
+    /// The text that [`Checkout::begin`] would send, for code that begins by itself on a connection that has entered.
+    pub(crate) fn text_to_begin(&self, options: &str, entry: Option<&Entry>) -> String {
+        self.begin_text(options, entry, false)
+    }
+
+    fn begin_text(&self, options: &str, entry: Option<&Entry>, as_new: bool) -> String {
+        let mut text = String::new();
+        if let Some(entry) = entry.filter(|_| as_new) {
+            self.push_as_new(&mut text, entry);
+        }
+        text.push_str("begin");
+        text.push_str(options);
+        if !self.dial().session_is_ours() {
+            text.push_str("; select ");
+            text.push_str(&self.dial().path_of_transaction());
+        }
+        if let Some(entry) = entry {
+            text.push_str("; ");
+            text.push_str(&entry.call("enter_v1"));
+        }
+        text
+    }
+
+    /// Whether somebody else's state may be in the session. Behind a transaction pooler it may be anybody's each time.
+    fn must_be_as_new(&self, entry: Option<&Entry>) -> bool {
+        let Some(entry) = entry else { return false };
+        if cfg!(biplane_mutant = "tenants_inherit_sessions") {
+            return false;
+        }
+        match self.dial().session_is_ours() {
+            true => self
+                .remembers()
+                .tenant
+                .is_some_and(|tenant| tenant != entry.tenant),
+            false => entry.shares(),
+        }
+    }
+
+    fn push_as_new(&self, text: &mut String, entry: &Entry) {
+        text.push_str(AS_NEW);
+        if self.dial().session_is_ours() {
+            if entry.isolation == Isolation::Schema {
+                // sqlx has none left.
+                text.push_str("deallocate all; ");
+            }
+            text.push_str("select ");
+            text.push_str(&self.dial().settings());
+            text.push_str("; ");
+        }
+        text.push_str("commit; ");
+    }
+
+    /// sqlx keeps statements, and types by their names, for a connection. In another schema they mean something else.
+    async fn look_names_up_anew(&mut self, entry: Option<&Entry>) -> sqlx::Result<()> {
+        let Some(entry) = entry else { return Ok(()) };
+        let kept = self.remembers().names;
+        if kept.is_none_or(|names| names == entry.names())
+            || cfg!(biplane_mutant = "names_are_kept_across_schemas")
+        {
+            return Ok(());
+        }
+        if let Err(error) = self.connection().clear_cached_statements().await {
+            self.fail(&error);
+            return Err(error);
+        }
+        self.memory().names = None;
+        Ok(())
+    }
+
+    fn entered<T>(&mut self, entered: sqlx::Result<T>, entry: Option<&Entry>) -> sqlx::Result<T> {
+        let entered = self.judge(entered);
+        match (&entered, entry) {
+            (Ok(_), Some(entry)) => {
+                let memory = self.memory();
+                memory.tenant = Some(entry.tenant);
+                memory.names = Some(entry.names());
+            }
+            // Whatever the session was left with that keeps it from being entered goes with it.
+            (Err(error @ sqlx::Error::Database(_)), Some(_))
+                if !is_refusal(error) && !cfg!(biplane_mutant = "spoilt_sessions_are_kept") =>
+            {
+                self.distrust();
+            }
+            _ => {}
+        }
+        entered
+    }
+}
+
+/// Whether the database answered that this tenant, epoch or database is not what it holds.
+fn is_refusal(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(refused)
+        if matches!(refused.code().as_deref(), Some("BP001" | "BP002" | "BP003")))
+}
+
+/// Whether a session that entered so need not enter so again.
+fn still_holds(entered: &Entry, wanted: &Entry) -> bool {
+    if cfg!(biplane_mutant = "sessions_outlive_their_epoch") {
+        return entered.tenant == wanted.tenant;
+    }
+    entered == wanted
+}
