@@ -5,6 +5,11 @@ pub mod errors {
     #![doc = include_str!("errors.md")]
 }
 
+/// The fence in a data-plane database: what it guarantees and what not, the grants, and the commands.
+pub mod fence {
+    #![doc = include_str!("fence.md")]
+}
+
 /// The format of sealed values: enough to write another opener and sealer, in any language.
 pub mod keyring_format {
     #![doc = include_str!("keyring_format.md")]

@@ -24,6 +24,7 @@ mod dangerous;
 mod data_schema;
 mod db;
 mod executor;
+mod fence;
 mod lease;
 mod role_name;
 mod statement;
@@ -36,9 +37,12 @@ pub use self::{
     conn::Conn,
     control::ControlOptions,
     dangerous::{Assumed, dangerous_assume_control, dangerous_assume_tenant},
-    data_schema::DataSchema,
+    data_schema::{DataSchema, RoleTimeouts},
     db::Db,
     executor::{ControlExecutor, TenantExecutor},
+    fence::{
+        DrainOptions, Fence, Finding, Reconcile, ReconcileMode, Recorded, Residence, ResidenceState, Running,
+    },
     role_name::{RoleName, RoleNameError},
     tx::{IsolationLevel, Tx, TxOptions},
 };

@@ -34,6 +34,60 @@ begin
 end
 $function$;
 
+-- What a restored or copied database says of a tenant is right: the control plane has it here, at this epoch, isolated this
+-- way. Says whether it was.
+create function biplane.confirm_v1(tenant uuid, epoch bigint, isolation text) returns boolean
+language plpgsql as $function$
+begin
+    perform biplane.commit_durably_v1();
+    update biplane.residence as residence
+    set state = case residence.state when 'restored' then 'open' else residence.state end,
+        database_id = biplane.database_v1(), changed_at = pg_catalog.clock_timestamp()
+    where residence.tenant_id operator(pg_catalog.=) confirm_v1.tenant
+        and residence.epoch operator(pg_catalog.=) confirm_v1.epoch
+        and residence.isolation operator(pg_catalog.=) confirm_v1.isolation;
+    return found;
+end
+$function$;
+
+-- The tenant lives here from now on, at this epoch: open to be entered, or fenced until its rows are here. An epoch only
+-- rises; the same one again must be told the same.
+create function biplane.place_v1(
+    tenant uuid, epoch bigint, isolation text, state text, schema_name name default null, row_key text default null
+) returns void
+language plpgsql as $function$
+begin
+    perform biplane.commit_durably_v1();
+    insert into biplane.residence as home (tenant_id, epoch, state, isolation, schema_name, row_key, database_id)
+    values (tenant, epoch, state, isolation, schema_name, row_key, biplane.database_v1())
+    on conflict (tenant_id) do update set epoch = excluded.epoch, state = excluded.state,
+        isolation = excluded.isolation, schema_name = excluded.schema_name, row_key = excluded.row_key,
+        database_id = excluded.database_id, changed_at = excluded.changed_at
+    where home.epoch operator(pg_catalog.<) excluded.epoch
+        or row (home.epoch, home.state, home.isolation, home.schema_name, home.row_key, home.database_id)
+            is not distinct from row (excluded.epoch, excluded.state, excluded.isolation,
+                excluded.schema_name, excluded.row_key, excluded.database_id);
+    if not found then
+        raise exception using errcode = 'BP001', message = 'the tenant is here already, at this epoch or a later one';
+    end if;
+end
+$function$;
+
+-- The tenant has left: whoever still comes with the old epoch is told to look where it lives. Only once it is fenced.
+create function biplane.leave_v1(tenant uuid, epoch bigint) returns void
+language plpgsql as $function$
+begin
+    perform biplane.commit_durably_v1();
+    delete from biplane.residence as residence
+    where residence.tenant_id operator(pg_catalog.=) leave_v1.tenant
+        and residence.epoch operator(pg_catalog.=) leave_v1.epoch
+        and residence.state operator(pg_catalog.<>) 'open';
+    if not found then
+        raise exception using errcode = 'BP001', message = 'the tenant is not here, fenced, at this epoch';
+    end if;
+end
+$function$;
+
 -- This transaction's commit is flushed, here and where synchronous_standby_names says, before it acts or returns.
 create function biplane.commit_durably_v1() returns void
 language sql volatile as $function$
@@ -95,4 +149,5 @@ language sql volatile as $function$
 $function$;
 
 revoke all on function biplane.fence_v1(uuid, bigint), biplane.unfence_v1(uuid, bigint),
-    biplane.commit_durably_v1(), biplane.running_v1(uuid) from public;
+    biplane.confirm_v1(uuid, bigint, text), biplane.place_v1(uuid, bigint, text, text, name, text),
+    biplane.leave_v1(uuid, bigint), biplane.commit_durably_v1(), biplane.running_v1(uuid) from public;
