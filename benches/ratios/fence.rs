@@ -104,7 +104,9 @@ impl Bench {
             .build()
             .expect("a runtime starts");
         let (tenant, database) = (TenantId::new(), DatabaseId::new());
-        let cluster = runtime.block_on(server(tenant, database)).expect("a server starts");
+        let cluster = runtime
+            .block_on(server(tenant, database))
+            .expect("a server starts");
         Self {
             runtime,
             cluster: Arc::new(cluster),
@@ -178,7 +180,11 @@ impl Bench {
                     }
                 });
             }
-            let mut mover = self.cluster.connect("postgres").await.expect("the server is there");
+            let mut mover = self
+                .cluster
+                .connect("postgres")
+                .await
+                .expect("the server is there");
             let mut times = Vec::new();
             for _ in 0..FENCES {
                 // Between fences the writers come up to speed.

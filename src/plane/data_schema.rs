@@ -39,8 +39,8 @@ const MUTANTS: [(bool, &str, &str); 8] = [
     ),
     (
         cfg!(biplane_mutant = "copies_are_believed"),
-        "here.stamped_in operator(pg_catalog.=) here.xmin",
-        "true or false",
+        "biplane.stamped_here_v1() is not true",
+        "false",
     ),
     (
         cfg!(biplane_mutant = "copies_are_open_when_stamped"),

@@ -17,9 +17,12 @@ async fn copies(home: &Home<'static>) -> Vec<Home<'static>> {
         let copy = format!("{}_{kind}", home.database);
         let mut superuser = home.cluster.connect("postgres").await.unwrap();
         let template = if number == 1 { "template0" } else { &*home.database };
-        run(&mut superuser, format!("create database {copy} template {template}"))
-            .await
-            .unwrap();
+        run(
+            &mut superuser,
+            format!("create database {copy} template {template}"),
+        )
+        .await
+        .unwrap();
         let copy = Home {
             cluster: home.cluster,
             database: copy,
@@ -66,7 +69,12 @@ async fn a_copy_lets_nobody_in_until_it_is_stamped_and_reconciled() {
     let (stays, moved) = (home.neighbour().await, home.neighbour().await);
     for copy in copies(&home).await {
         let mut app = copy.app().await;
-        assert_eq!(refused(&mut app, copy.enter(1)).await, "BP003", "{}", copy.database);
+        assert_eq!(
+            refused(&mut app, copy.enter(1)).await,
+            "BP003",
+            "{}",
+            copy.database
+        );
         let mut owner = copy.owner().await;
         let error = DataSchema::read(&mut owner).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::WrongDatabase, "{}", copy.database);
@@ -79,7 +87,12 @@ async fn a_copy_lets_nobody_in_until_it_is_stamped_and_reconciled() {
         assert_eq!(error.kind(), ErrorKind::WrongDatabase);
 
         DataSchema::stamp(&mut owner, home.id).await.unwrap();
-        assert_eq!(refused(&mut app, copy.enter(1)).await, "BP002", "{}", copy.database);
+        assert_eq!(
+            refused(&mut app, copy.enter(1)).await,
+            "BP002",
+            "{}",
+            copy.database
+        );
         let report = Fence::new(&mut owner)
             .reconcile(home.id, &records, ReconcileMode::Repair, &drain)
             .await
@@ -115,7 +128,10 @@ async fn a_copy_that_becomes_another_database_is_reconciled_too() {
             .await
             .unwrap()
     };
-    assert_eq!(reconcile(&mut owner).await.findings[&home.tenant], Finding::Confirmed);
+    assert_eq!(
+        reconcile(&mut owner).await.findings[&home.tenant],
+        Finding::Confirmed
+    );
     let again = reconcile(&mut owner).await;
     assert_eq!((again.agree, again.findings.len()), (1, 0));
     run(&mut copy.app().await, copy.enter(1)).await.unwrap();

@@ -17,7 +17,11 @@ async fn a_transaction_that_may_have_read_open_is_waited_for_at_every_level() {
     for isolation in [Isolation::Row, Isolation::Schema, Isolation::Database] {
         let home = Home::new(isolation).await;
         for level in LEVELS {
-            for work in ["", "; select count(*) from public.note", &format!("; {}", home.enter(1))] {
+            for work in [
+                "",
+                "; select count(*) from public.note",
+                &format!("; {}", home.enter(1)),
+            ] {
                 let mut app = home.app().await;
                 run(&mut app, format!("begin isolation level {level}{work}"))
                     .await
@@ -25,9 +29,16 @@ async fn a_transaction_that_may_have_read_open_is_waited_for_at_every_level() {
                 let named = home.fence_in_vain().await;
                 let pid = pid(&mut app).await.to_string();
                 assert!(named.contains(&pid), "{level}{work}: {named}");
-                assert_eq!(home.state().await, "open", "the deadline passed, so it is open again");
+                assert_eq!(
+                    home.state().await,
+                    "open",
+                    "the deadline passed, so it is open again"
+                );
                 // It has lost nothing: whoever is named in the error has gone on meanwhile.
-                let sql = format!("{}; insert into public.note (epoch) values (1); commit", home.enter(1));
+                let sql = format!(
+                    "{}; insert into public.note (epoch) values (1); commit",
+                    home.enter(1)
+                );
                 run(&mut app, sql).await.unwrap();
             }
         }
@@ -41,14 +52,19 @@ async fn a_transaction_that_may_have_read_open_is_waited_for_at_every_level() {
 async fn whoever_reads_an_old_snapshot_enters_late_and_is_waited_for() {
     let home = Home::new(Isolation::Row).await;
     let mut app = home.app().await;
-    run(&mut app, "begin isolation level repeatable read; select count(*) from public.note")
-        .await
-        .unwrap();
+    run(
+        &mut app,
+        "begin isolation level repeatable read; select count(*) from public.note",
+    )
+    .await
+    .unwrap();
     let fencing = async { home.fence(1, patient()).await };
     let writing = async {
-        wait::until("the fence is committed", LIMIT, async || home.state().await == "fenced")
-            .await
-            .unwrap();
+        wait::until("the fence is committed", LIMIT, async || {
+            home.state().await == "fenced"
+        })
+        .await
+        .unwrap();
         // Its snapshot says that the tenant is open.
         let sql = format!("{}; insert into public.note (epoch) values (1)", home.enter(1));
         run(&mut app, sql).await.unwrap();
@@ -66,12 +82,9 @@ async fn whoever_reads_an_old_snapshot_enters_late_and_is_waited_for() {
 async fn a_list_that_is_made_before_the_commit_would_miss_somebody() {
     let home = Home::new(Isolation::Row).await;
     let mut holder = home.owner().await;
-    run(
-        &mut holder,
-        "begin; select * from biplane.residence for update",
-    )
-    .await
-    .unwrap();
+    run(&mut holder, "begin; select * from biplane.residence for update")
+        .await
+        .unwrap();
     let fencing = async { home.fence(1, hasty()).await };
     let writing = async {
         let mut watcher = home.owner().await;
@@ -102,10 +115,15 @@ async fn a_prepared_transaction_is_waited_for() {
         let home = Home::new(isolation).await;
         let name = format!("bank transfer of {}", home.database);
         let (mut app, _) = home.writing("read committed").await;
-        run(&mut app, format!("prepare transaction '{name}'")).await.unwrap();
+        run(&mut app, format!("prepare transaction '{name}'"))
+            .await
+            .unwrap();
         let named = home.fence_in_vain().await;
         assert!(named.contains("1 prepared transaction"), "{named}");
-        assert!(!named.contains("bank"), "a name of the application's stays out: {named}");
+        assert!(
+            !named.contains("bank"),
+            "a name of the application's stays out: {named}"
+        );
         let mut owner = home.owner().await;
         let running = Fence::new(&mut owner).running(home.tenant).await.unwrap();
         let named = |running: &Running| matches!(running, Running::Prepared { id } if id.ends_with(&name));
@@ -125,12 +143,18 @@ async fn what_is_prepared_while_the_drain_waits_is_waited_for() {
     let (mut app, _) = home.writing("read committed").await;
     let fencing = async { home.fence(1, patient()).await };
     let preparing = async {
-        wait::until("the fence is committed", LIMIT, async || home.state().await == "fenced")
+        wait::until("the fence is committed", LIMIT, async || {
+            home.state().await == "fenced"
+        })
+        .await
+        .unwrap();
+        run(&mut app, format!("prepare transaction '{name}'"))
             .await
             .unwrap();
-        run(&mut app, format!("prepare transaction '{name}'")).await.unwrap();
         let mut owner = home.owner().await;
-        run(&mut owner, format!("commit prepared '{name}'")).await.unwrap();
+        run(&mut owner, format!("commit prepared '{name}'"))
+            .await
+            .unwrap();
         home.notes().await
     };
     let (fenced, committed) = tokio::join!(fencing, preparing);
@@ -158,7 +182,9 @@ async fn other_tenants_of_a_shared_database_are_not_waited_for() {
     run(&mut exporting, "select count(*) from public.note; commit")
         .await
         .unwrap();
-    run(&mut preparing, format!("commit prepared '{name}'")).await.unwrap();
+    run(&mut preparing, format!("commit prepared '{name}'"))
+        .await
+        .unwrap();
     run(&mut exporting, home.enter_as(export, 1)).await.unwrap();
 }
 
@@ -174,7 +200,8 @@ async fn dumps_and_maintenance_are_not_waited_for() {
          delete from public.note"
     );
     run(&mut owner, sql).await.unwrap();
-    let (mut dump, mut superuser, mut vacuum) = (home.login(&backup).await, home.owner().await, home.owner().await);
+    let (mut dump, mut superuser, mut vacuum) =
+        (home.login(&backup).await, home.owner().await, home.owner().await);
     for dumping in [&mut dump, &mut superuser] {
         run(
             dumping,
@@ -185,11 +212,20 @@ async fn dumps_and_maintenance_are_not_waited_for() {
     }
     let vacuuming = pid(&mut vacuum).await;
     let vacuum = tokio::spawn(async move {
-        run(&mut vacuum, "set vacuum_cost_delay = 100; set vacuum_cost_limit = 1").await?;
+        run(
+            &mut vacuum,
+            "set vacuum_cost_delay = 100; set vacuum_cost_limit = 1",
+        )
+        .await?;
         run(&mut vacuum, "vacuum public.note").await
     });
     wait::until("a vacuum runs", LIMIT, async || {
-        text(&mut owner, "select count(*) from pg_stat_progress_vacuum where datname = current_database()").await == "1"
+        text(
+            &mut owner,
+            "select count(*) from pg_stat_progress_vacuum where datname = current_database()",
+        )
+        .await
+            == "1"
     })
     .await
     .unwrap();

@@ -46,9 +46,12 @@ async fn a_fence_is_where_the_server_says_that_it_must_be_before_it_returns() {
     create_login(&cluster, APP).await;
     let home = Home::on(&cluster, Isolation::Row).await;
     let mut owner = home.owner().await;
-    run(&mut owner, "alter system set synchronous_standby_names = 'standby'")
-        .await
-        .unwrap();
+    run(
+        &mut owner,
+        "alter system set synchronous_standby_names = 'standby'",
+    )
+    .await
+    .unwrap();
     run(&mut owner, "select pg_reload_conf()").await.unwrap();
     wait::until("it is asked for", LIMIT, async || {
         text(&mut owner, "current_setting('synchronous_standby_names')").await == "standby"
@@ -61,7 +64,12 @@ async fn a_fence_is_where_the_server_says_that_it_must_be_before_it_returns() {
     assert_eq!(home.state().await, "open");
     let standby = Standby::start(&home);
     wait::until("it follows", LIMIT, async || {
-        text(&mut owner, "select count(*) from pg_stat_replication where sync_state = 'sync'").await == "1"
+        text(
+            &mut owner,
+            "select count(*) from pg_stat_replication where sync_state = 'sync'",
+        )
+        .await
+            == "1"
     })
     .await
     .unwrap();

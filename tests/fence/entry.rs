@@ -50,9 +50,12 @@ async fn a_transaction_has_its_tenants_settings_and_the_next_one_has_none() {
         .unwrap();
     let before = settings(&mut app).await;
     for level in LEVELS {
-        run(&mut app, format!("begin isolation level {level}; {}", home.enter(7)))
-            .await
-            .unwrap();
+        run(
+            &mut app,
+            format!("begin isolation level {level}; {}", home.enter(7)),
+        )
+        .await
+        .unwrap();
         let path = r#""Odd ""schema"", pg_catalog", pg_temp"#.to_owned();
         let name = format!("{} {}", &service[..26], home.tenant);
         let limits = ["5s", "1ms", "1min"].map(str::to_owned);
@@ -101,13 +104,19 @@ async fn each_reason_not_to_enter_has_its_code() {
 #[tokio::test]
 async fn only_the_logins_that_were_named_and_members_of_named_groups_enter() {
     let home = Home::new(Isolation::Row).await;
-    let (blue, stranger) = (format!("blue_{}", home.database), format!("stranger_{}", home.database));
+    let (blue, stranger) = (
+        format!("blue_{}", home.database),
+        format!("stranger_{}", home.database),
+    );
     for name in [&blue, &stranger] {
         create_login(home.cluster, name).await;
     }
     let mut owner = home.owner().await;
     assert_eq!(refused(&mut owner, home.enter(1)).await, "42501");
-    assert_eq!(refused(&mut home.login(&stranger).await, home.enter(1)).await, "42501");
+    assert_eq!(
+        refused(&mut home.login(&stranger).await, home.enter(1)).await,
+        "42501"
+    );
     let sql = format!(
         "grant {APP} to {blue};
          grant usage on schema biplane to {stranger};
@@ -121,7 +130,9 @@ async fn only_the_logins_that_were_named_and_members_of_named_groups_enter() {
         "grants alone do not do"
     );
     let mut member = home.login(&blue).await;
-    run(&mut member, format!("begin; {}", home.enter(1))).await.unwrap();
+    run(&mut member, format!("begin; {}", home.enter(1)))
+        .await
+        .unwrap();
     let named = home.fence_in_vain().await;
     assert!(named.contains(&pid(&mut member).await.to_string()), "{named}");
     run(&mut owner, format!("select biplane.disallow_v1('{APP}')"))
@@ -136,26 +147,50 @@ async fn placing_follows_the_rules_that_enter_relies_on() {
     let mut owner = home.owner().await;
     let mut fence = Fence::new(&mut owner);
     let schema = format!("t_{}", home.tenant);
-    let here = |epoch| Residence::new(home.tenant, Epoch::new(epoch), Isolation::Schema).schema(schema.clone());
+    let here =
+        |epoch| Residence::new(home.tenant, Epoch::new(epoch), Isolation::Schema).schema(schema.clone());
     let other = |isolation| Residence::new(TenantId::new(), Epoch::FIRST, isolation);
     fence.place(&here(1)).await.unwrap();
+    let error = fence.place(&here(2)).await.unwrap_err();
+    assert_eq!(
+        error.kind(),
+        ErrorKind::VersionConflict,
+        "not under those who have entered"
+    );
+    fence.fence(home.tenant, Epoch::FIRST, &patient()).await.unwrap();
     fence.place(&here(3).fenced()).await.unwrap();
     for (residence, kind) in [
         (here(3), ErrorKind::VersionConflict),
         (here(2), ErrorKind::VersionConflict),
         (other(Isolation::Schema), ErrorKind::InvalidInput),
         (other(Isolation::Database), ErrorKind::InvalidInput),
-        (other(Isolation::Schema).schema(schema.clone()), ErrorKind::InvalidInput),
-        (other(Isolation::Schema).schema("pg_toast"), ErrorKind::InvalidInput),
+        (
+            other(Isolation::Schema).schema(schema.clone()),
+            ErrorKind::InvalidInput,
+        ),
+        (
+            other(Isolation::Schema).schema("pg_toast"),
+            ErrorKind::InvalidInput,
+        ),
         (other(Isolation::Row).row_key(""), ErrorKind::InvalidInput),
-        (Residence::new(TenantId::new(), Epoch::ZERO, Isolation::Row), ErrorKind::InvalidInput),
+        (
+            Residence::new(TenantId::new(), Epoch::ZERO, Isolation::Row),
+            ErrorKind::InvalidInput,
+        ),
     ] {
         let error = fence.place(&residence).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{residence:?}: {error}");
     }
     fence.place(&other(Isolation::Row).row_key("5")).await.unwrap();
-    let error = fence.place(&other(Isolation::Row).row_key("5")).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::InvalidInput, "two tenants with the same rows");
+    let error = fence
+        .place(&other(Isolation::Row).row_key("5"))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.kind(),
+        ErrorKind::InvalidInput,
+        "two tenants with the same rows"
+    );
     assert_eq!(fence.residences().await.unwrap().len(), 2);
     fence.leave(home.tenant, Epoch::new(3)).await.unwrap();
     let error = fence.leave(home.tenant, Epoch::new(3)).await.unwrap_err();

@@ -20,7 +20,10 @@ fn documented() -> Granted {
         .filter(|line| line.starts_with("| `biplane"))
         .map(|line| {
             let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
-            let granted = cells[1].split(", ").filter(|word| *word != "–").map(str::to_owned);
+            let granted = cells[1]
+                .split(", ")
+                .filter(|word| *word != "–")
+                .map(str::to_owned);
             (cells[0].trim_matches('`').to_owned(), granted.collect())
         })
         .collect()
@@ -45,7 +48,10 @@ async fn granted(owner: &mut sqlx::PgConnection, role: &str) -> Granted {
     let rows: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(owner).await.unwrap();
     rows.into_iter()
         .map(|(object, names)| {
-            let names = names.split(", ").filter(|name| !name.is_empty()).map(str::to_owned);
+            let names = names
+                .split(", ")
+                .filter(|name| !name.is_empty())
+                .map(str::to_owned);
             (object, names.collect())
         })
         .collect()
@@ -98,7 +104,10 @@ async fn a_mover_works_with_the_grants_that_the_page_names() {
     run(&mut home.owner().await, DataSchema::uninstall_sql())
         .await
         .unwrap();
-    let (schema_owner, mover) = (format!("owner_{}", home.database), format!("mover_{}", home.database));
+    let (schema_owner, mover) = (
+        format!("owner_{}", home.database),
+        format!("mover_{}", home.database),
+    );
     for name in [&schema_owner, &mover] {
         create_login(cluster, name).await;
     }
@@ -129,7 +138,9 @@ async fn a_mover_works_with_the_grants_that_the_page_names() {
         assert_eq!(error.kind(), ErrorKind::MissingPrivilege);
         assert!(error.to_string().contains(role), "{error}");
         assert_eq!(home.state().await, "open");
-        run(&mut superuser, format!("grant {role} to {mover}")).await.unwrap();
+        run(&mut superuser, format!("grant {role} to {mover}"))
+            .await
+            .unwrap();
     }
     Fence::new(&mut connection)
         .fence(home.tenant, Epoch::FIRST, &patient())

@@ -33,7 +33,10 @@ struct Dice(u64);
 
 impl Dice {
     fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % sides
     }
 
@@ -72,15 +75,20 @@ async fn race(isolation: Isolation) {
     for epoch in 1..=MOVES {
         // As many rows as there are writers were stored at this epoch, so that something is there to be fenced.
         let enough = i64::try_from(WRITERS).unwrap();
-        biplane::testing::wait::until("writers write", LIMIT, async || race.rows(epoch, "=").await >= enough)
-            .await
-            .unwrap();
+        biplane::testing::wait::until("writers write", LIMIT, async || {
+            race.rows(epoch, "=").await >= enough
+        })
+        .await
+        .unwrap();
         dice.dawdle().await;
         race.home.fence(epoch, patient()).await.unwrap();
         counted.push((epoch, race.rows(epoch, "<=").await));
         dice.dawdle().await;
         let next = Residence::new(race.home.tenant, Epoch::new(epoch + 1), isolation);
-        Fence::new(&mut race.home.owner().await).place(&next).await.unwrap();
+        Fence::new(&mut race.home.owner().await)
+            .place(&next)
+            .await
+            .unwrap();
         race.epoch.store(epoch + 1, Ordering::SeqCst);
     }
     race.over.store(true, Ordering::SeqCst);
@@ -88,7 +96,11 @@ async fn race(isolation: Isolation) {
         writer.await.unwrap();
     }
     for (epoch, rows) in counted {
-        assert_eq!(race.rows(epoch, "<=").await, rows, "rows of epoch {epoch} came after its fence");
+        assert_eq!(
+            race.rows(epoch, "<=").await,
+            rows,
+            "rows of epoch {epoch} came after its fence"
+        );
     }
 }
 
@@ -104,7 +116,8 @@ async fn write(race: Arc<Race>, mut dice: Dice) {
         let mut app = race.home.app().await;
         // Sessions end by fences, and then the next one begins.
         while !race.over.load(Ordering::SeqCst) {
-            if attempt(&race, &mut app, &mut dice).await.is_err() && run(&mut app, "rollback").await.is_err() {
+            if attempt(&race, &mut app, &mut dice).await.is_err() && run(&mut app, "rollback").await.is_err()
+            {
                 break;
             }
         }

@@ -8,7 +8,9 @@ use crate::support::*;
 async fn entered(home: &Home<'_>) -> PgConnection {
     let mut app = home.app().await;
     run(&mut app, home.enter_session(1)).await.unwrap();
-    run(&mut app, "insert into public.note (epoch) values (1)").await.unwrap();
+    run(&mut app, "insert into public.note (epoch) values (1)")
+        .await
+        .unwrap();
     app
 }
 
@@ -44,7 +46,8 @@ async fn a_statement_under_way_has_a_grace_and_is_then_ended() {
         .await
     });
     biplane::testing::wait::until("it works", LIMIT, async || {
-        let sql = format!("select count(*) from pg_stat_activity where pid = {busy} and wait_event = 'PgSleep'");
+        let sql =
+            format!("select count(*) from pg_stat_activity where pid = {busy} and wait_event = 'PgSleep'");
         text(&mut home.owner().await, &sql).await == "1"
     })
     .await
@@ -90,7 +93,9 @@ async fn what_a_session_enters_with_stays_until_it_ends() {
         let name = text(&mut app, "current_setting('application_name')").await;
         assert_eq!(name.matches(&tenant).count(), 1, "{name}");
         // A transaction in it enters as well, and changes nothing of that.
-        run(&mut app, format!("begin; {}; commit", home.enter(1))).await.unwrap();
+        run(&mut app, format!("begin; {}; commit", home.enter(1)))
+            .await
+            .unwrap();
     }
     assert_eq!(refused(&mut app, home.enter_session(2)).await, "BP001");
 }

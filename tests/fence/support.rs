@@ -66,12 +66,7 @@ pub(crate) async fn run(connection: &mut PgConnection, sql: impl Into<String>) -
 /// The SQLSTATE with which statements are refused.
 pub(crate) async fn refused(connection: &mut PgConnection, sql: impl Into<String>) -> String {
     let error = run(connection, sql).await.unwrap_err();
-    error
-        .as_database_error()
-        .unwrap()
-        .code()
-        .unwrap()
-        .into_owned()
+    error.as_database_error().unwrap().code().unwrap().into_owned()
 }
 
 pub(crate) async fn text(connection: &mut PgConnection, sql: &str) -> String {
@@ -130,7 +125,10 @@ impl<'a> Home<'a> {
         if isolation == Isolation::Schema {
             residence = residence.schema(format!("t_{tenant}"));
         }
-        Fence::new(&mut self.owner().await).place(&residence).await.unwrap();
+        Fence::new(&mut self.owner().await)
+            .place(&residence)
+            .await
+            .unwrap();
     }
 
     /// Another tenant in the same database.
@@ -255,6 +253,9 @@ pub(crate) fn client(cluster: &Cluster, program: &str) -> Command {
         .env("PGHOST", &*endpoint.host)
         .env("PGPORT", endpoint.port.to_string())
         .env("PGUSER", who.username())
-        .env("PGPASSWORD", who.password().map_or("", ExposeSecret::expose_secret));
+        .env(
+            "PGPASSWORD",
+            who.password().map_or("", ExposeSecret::expose_secret),
+        );
     command
 }

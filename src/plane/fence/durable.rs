@@ -38,8 +38,8 @@ impl Fence<'_> {
         Ok(demanded(&names))
     }
 
-    /// Waits until the standbys that the server demands have flushed what was committed. It has waited for them itself,
-    /// unless somebody cancelled that: then it says that it has committed, which is no error.
+    /// Waits until the standbys that the server demands have flushed what was committed. The server does not do that: its
+    /// own wait has no end, and when somebody cancels it, it says that it has committed.
     pub(super) async fn until_replicated(&mut self, standbys: Standbys, until: Instant) -> Result<(), Error> {
         if standbys == Standbys(0) || cfg!(biplane_mutant = "standbys_are_not_asked") {
             return Ok(());

@@ -7,7 +7,7 @@ mod residence;
 
 use std::{fmt, time::Duration};
 
-use sqlx::{AssertSqlSafe, Connection, PgConnection, query::Query};
+use sqlx::{Connection, PgConnection, Postgres, postgres::PgArguments, query::Query};
 use tokio::time::Instant;
 
 pub use self::{
@@ -76,15 +76,8 @@ impl<'c> Fence<'c> {
             true => Some(self.running(tenant).await?),
             false => None,
         };
-        self.commit(
-            "select biplane.fence_v1($1, $2)",
-            tenant,
-            epoch,
-            Durability::Full {
-                limit: options.deadline,
-            },
-        )
-        .await?;
+        self.commit("select biplane.fence_v1($1, $2)", tenant, epoch)
+            .await?;
         let drained = match self.until_replicated(standbys, until).await {
             Ok(()) => self.drain(tenant, too_early, options, until).await,
             Err(lagging) => Err(lagging),
@@ -106,14 +99,8 @@ impl<'c> Fence<'c> {
     /// # Cancel safety
     /// Whether it took effect is not known; calling it again does no harm.
     pub async fn unfence(&mut self, tenant: TenantId, epoch: Epoch) -> Result<(), Error> {
-        let limit = DrainOptions::default().deadline;
-        self.commit(
-            "select biplane.unfence_v1($1, $2)",
-            tenant,
-            epoch,
-            Durability::Full { limit },
-        )
-        .await
+        self.commit("select biplane.unfence_v1($1, $2)", tenant, epoch)
+            .await
     }
 
     /// Says that the tenant has left, so that whoever still comes is told to look where it lives. It must be fenced.
@@ -124,30 +111,15 @@ impl<'c> Fence<'c> {
     /// # Cancel safety
     /// Whether it took effect is not known; calling it again says so.
     pub async fn leave(&mut self, tenant: TenantId, epoch: Epoch) -> Result<(), Error> {
-        let limit = DrainOptions::default().deadline;
-        self.commit(
-            "select biplane.leave_v1($1, $2)",
-            tenant,
-            epoch,
-            Durability::Full { limit },
-        )
-        .await
+        self.commit("select biplane.leave_v1($1, $2)", tenant, epoch)
+            .await
     }
 
     async fn give_up(&mut self, tenant: TenantId, epoch: Epoch, error: Error) -> Error {
         if cfg!(biplane_mutant = "deadlines_leave_it_fenced") {
             return error;
         }
-        // A standby that lacks this has the tenant fenced, which somebody will notice; one that lagged must not keep it so.
-        let reopened = self
-            .commit(
-                "select biplane.unfence_v1($1, $2)",
-                tenant,
-                epoch,
-                Durability::Here,
-            )
-            .await;
-        match reopened {
+        match self.unfence(tenant, epoch).await {
             Ok(()) => error,
             Err(cause) => Error::new(ErrorKind::Undrained)
                 .detail(format!(
@@ -158,32 +130,25 @@ impl<'c> Fence<'c> {
     }
 
     /// One change of a residence, in a transaction of its own.
-    async fn commit(
-        &mut self,
-        sql: &'static str,
-        tenant: TenantId,
-        epoch: Epoch,
-        durability: Durability,
-    ) -> Result<(), Error> {
+    async fn commit(&mut self, sql: &'static str, tenant: TenantId, epoch: Epoch) -> Result<(), Error> {
         let change = sqlx::query(sql).bind(*tenant.as_uuid()).bind(number(epoch));
-        self.commit_query(change, durability).await
+        self.commit_query(change).await
     }
 
-    async fn commit_query(
-        &mut self,
-        change: Query<'_, sqlx::Postgres, sqlx::postgres::PgArguments>,
-        durability: Durability,
-    ) -> Result<(), Error> {
+    async fn commit_query(&mut self, change: Query<'_, Postgres, PgArguments>) -> Result<(), Error> {
         let mut tx = self
             .connection
             .begin_with("begin isolation level read committed read write")
             .await
             .map_err(failed)?;
         change.execute(&mut *tx).await.map_err(failed)?;
-        sqlx::raw_sql(AssertSqlSafe(durability.sql()))
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
+        // On this server's disk, whatever the session's default is. A commit that waits for a standby cannot be bounded:
+        // the fence asks for those by itself, and of the other changes one that a standby lacks leaves a tenant closed.
+        let flushed = match cfg!(biplane_mutant = "fences_are_not_flushed") {
+            true => "set local synchronous_commit = off",
+            false => "set local synchronous_commit = local",
+        };
+        sqlx::query(flushed).execute(&mut *tx).await.map_err(failed)?;
         tx.commit().await.map_err(failed)
     }
 }
@@ -191,28 +156,6 @@ impl<'c> Fence<'c> {
 impl fmt::Debug for Fence<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fence").finish_non_exhaustive()
-    }
-}
-
-/// What a commit waits for.
-#[derive(Clone, Copy)]
-enum Durability {
-    /// The disk, and the standbys that the server demands, but not for ever.
-    Full { limit: Duration },
-    /// The disk.
-    Here,
-}
-
-impl Durability {
-    fn sql(self) -> String {
-        let limit = |limit: Duration| limit.as_millis().clamp(1, i32::MAX as u128);
-        if cfg!(biplane_mutant = "fences_are_not_flushed") {
-            return "set local synchronous_commit = off".to_owned();
-        }
-        match self {
-            Self::Full { limit: at_most } => format!("set local statement_timeout = {}", limit(at_most)),
-            Self::Here => "set local synchronous_commit = local".to_owned(),
-        }
     }
 }
 

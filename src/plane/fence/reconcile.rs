@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Durability, Fence, Residence, ResidenceState, drain::DrainOptions, number};
+use super::{Fence, Residence, ResidenceState, drain::DrainOptions, number};
 use crate::{
     error::{Error, ErrorKind},
     plane::DataSchema,
@@ -155,8 +155,7 @@ impl Fence<'_> {
             .bind(*residence.tenant.as_uuid())
             .bind(number(residence.epoch))
             .bind(residence.isolation.as_str());
-        let limit = DrainOptions::default().deadline;
-        self.commit_query(change, Durability::Full { limit }).await
+        self.commit_query(change).await
     }
 }
 

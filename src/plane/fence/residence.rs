@@ -1,6 +1,6 @@
 //! Which tenants live in a database.
 
-use super::{Durability, Fence, drain::DrainOptions, number};
+use super::{Fence, number};
 use crate::{
     error::{Error, ErrorKind},
     plane::data_schema::failed,
@@ -97,11 +97,12 @@ impl ResidenceState {
 }
 
 impl Fence<'_> {
-    /// Says that a tenant lives here. An epoch only rises; told the same again, nothing changes.
+    /// Says that a tenant lives here. An epoch only rises, and only of a tenant that is fenced; told the same again, nothing
+    /// changes.
     ///
     /// # Errors
-    /// [`VersionConflict`](ErrorKind::VersionConflict) when the tenant is here already with other facts, at this epoch or a
-    /// later one; [`InvalidInput`](ErrorKind::InvalidInput) for facts that contradict each other, or another tenant's: a
+    /// [`VersionConflict`](ErrorKind::VersionConflict) when the tenant is here already with other facts, open, or at this
+    /// epoch or a later one; [`InvalidInput`](ErrorKind::InvalidInput) for facts that contradict each other, or another tenant's: a
     /// schema of its own without a name, a second tenant in a database that belongs to one;
     /// [`WrongDatabase`](ErrorKind::WrongDatabase) in a copy that was not stamped.
     ///
@@ -115,8 +116,7 @@ impl Fence<'_> {
             .bind(residence.state.as_str())
             .bind(residence.schema.as_deref())
             .bind(residence.row_key.as_deref());
-        let limit = DrainOptions::default().deadline;
-        self.commit_query(change, Durability::Full { limit }).await
+        self.commit_query(change).await
     }
 
     /// Every tenant that this database knows, by id.

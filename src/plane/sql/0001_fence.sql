@@ -51,7 +51,7 @@ end
 $function$;
 
 -- The tenant lives here from now on, at this epoch: open to be entered, or fenced until its rows are here. An epoch only
--- rises; the same one again must be told the same.
+-- rises, and not under those who have entered; the same one again must be told the same.
 create function biplane.place_v1(
     tenant uuid, epoch bigint, isolation text, state text, schema_name name default null, row_key text default null
 ) returns void
@@ -63,12 +63,12 @@ begin
     on conflict (tenant_id) do update set epoch = excluded.epoch, state = excluded.state,
         isolation = excluded.isolation, schema_name = excluded.schema_name, row_key = excluded.row_key,
         database_id = excluded.database_id, changed_at = excluded.changed_at
-    where home.epoch operator(pg_catalog.<) excluded.epoch
+    where home.epoch operator(pg_catalog.<) excluded.epoch and home.state operator(pg_catalog.<>) 'open'
         or row (home.epoch, home.state, home.isolation, home.schema_name, home.row_key, home.database_id)
             is not distinct from row (excluded.epoch, excluded.state, excluded.isolation,
                 excluded.schema_name, excluded.row_key, excluded.database_id);
     if not found then
-        raise exception using errcode = 'BP001', message = 'the tenant is here already, at this epoch or a later one';
+        raise exception using errcode = 'BP001', message = 'the tenant is here already, open, or at this epoch or a later one';
     end if;
 end
 $function$;
@@ -137,8 +137,11 @@ language sql volatile as $function$
     select 'prepared', pg_catalog.concat(prepared.transaction, ' ', prepared.gid), null
     from pg_catalog.pg_prepared_xacts as prepared
     cross join residence
-    left join marked on marked.virtualtransaction operator(pg_catalog.=)
-        pg_catalog.concat('-1/', prepared.transaction)
+    -- It has kept its locks, and the one on its own number says under which virtual id.
+    left join held as own on own.locktype operator(pg_catalog.=) 'transactionid'
+        and own.transactionid operator(pg_catalog.=) prepared.transaction
+        and own.pid is null and own.mode operator(pg_catalog.=) 'ExclusiveLock'
+    left join marked on marked.virtualtransaction operator(pg_catalog.=) own.virtualtransaction
     where prepared.database operator(pg_catalog.=) pg_catalog.current_database()
         and (residence.alone or marked.ours is not false)
     union all

@@ -83,7 +83,10 @@ pub(super) const TYPES: &[(&str, How)] = &[
         }),
     ),
     ("plane::RoleTimeouts", Public(FIGURES)),
-    ("plane::Running", Public("process ids, and names of prepared transactions")),
+    (
+        "plane::Running",
+        Public("process ids, and names of prepared transactions"),
+    ),
     ("plane::TenantConn", Public("an alias of plane::Conn")),
     ("plane::TenantDb", Public("an alias of plane::Db")),
     ("plane::TenantTx", Public("an alias of plane::Tx")),
