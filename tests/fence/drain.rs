@@ -303,3 +303,29 @@ async fn a_fence_is_for_a_tenant_and_an_epoch_that_are_here() {
     let running = Fence::new(&mut owner).running(home.tenant).await.unwrap();
     assert_eq!(running, BTreeSet::new());
 }
+
+#[tokio::test]
+async fn whoever_gives_up_leaves_another_movers_fence_alone() {
+    let home = Home::new(Isolation::Row).await;
+    home.fence_patiently().await;
+    // It has not entered, and cannot; but that is not known of it.
+    let mut app = home.app().await;
+    run(&mut app, "begin").await.unwrap();
+    let said = home.fence_in_vain().await;
+    assert!(said.contains("stays so"), "{said}");
+    assert_eq!(home.state().await, "fenced");
+    assert_eq!(refused(&mut app, home.enter(1)).await, "BP002");
+}
+
+#[tokio::test]
+async fn a_connection_in_a_transaction_is_refused() {
+    let home = Home::new(Isolation::Row).await;
+    let mut owner = home.owner().await;
+    run(&mut owner, "begin").await.unwrap();
+    let error = Fence::new(&mut owner)
+        .fence(home.tenant, Epoch::FIRST, &patient())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidConfiguration, "{error}");
+    assert_eq!(home.state().await, "open");
+}

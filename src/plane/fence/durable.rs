@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sqlx::Row;
 use tokio::time::{Instant, sleep};
 
 use super::Fence;
@@ -27,6 +28,17 @@ impl Fence<'_> {
         .await
         .map_err(failed)?;
         let invalid = |why: &'static str| Err(Error::new(ErrorKind::InvalidConfiguration).detail(why));
+        // As text, which is one message, so that the two are the same moment unless a transaction has begun before.
+        let alone: bool = sqlx::raw_sql("select transaction_timestamp() = statement_timestamp()")
+            .fetch_one(&mut *self.connection)
+            .await
+            .and_then(|row| row.try_get(0))
+            .map_err(failed)?;
+        if !alone {
+            return invalid(
+                "the connection is in a transaction, in which nothing would be committed; end it first",
+            );
+        }
         if standby {
             return invalid("this server is a standby; connect to its primary");
         }

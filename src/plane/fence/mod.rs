@@ -7,7 +7,7 @@ mod residence;
 
 use std::{fmt, time::Duration};
 
-use sqlx::{Connection, PgConnection, Postgres, postgres::PgArguments, query::Query};
+use sqlx::{Connection, PgConnection, Postgres, Row, postgres::PgArguments, query::Query};
 use tokio::time::Instant;
 
 pub use self::{
@@ -35,7 +35,7 @@ use crate::{
 /// - A mover that dies leaves the tenant fenced or open, and [`Fence::fence`] may be called again, by anybody.
 /// - Nothing waits for dumps, maintenance and, in a shared database, for other tenants' transactions.
 ///
-/// The connection is direct, not through a pooler, and logs in as the owner of the schema `biplane`, or a member of it,
+/// The connection is direct, not through a pooler and not in a transaction, and logs in as the owner of the schema `biplane`, or a member of it,
 /// with `pg_read_all_stats` and `pg_signal_backend`.
 pub struct Fence<'c> {
     connection: &'c mut PgConnection,
@@ -55,7 +55,7 @@ impl<'c> Fence<'c> {
     ///
     /// # Errors
     /// [`Undrained`](ErrorKind::Undrained) at the deadline, with the process ids in the way; the tenant is then open again,
-    /// as far as the error does not say otherwise. [`VersionConflict`](ErrorKind::VersionConflict) when the tenant is not
+    /// unless the error says otherwise: what another mover had fenced, before or meanwhile, stays fenced. [`VersionConflict`](ErrorKind::VersionConflict) when the tenant is not
     /// here at this epoch. [`InvalidConfiguration`](ErrorKind::InvalidConfiguration) for a server that loses what it has
     /// committed (`fsync` off). [`MissingPrivilege`](ErrorKind::MissingPrivilege), which names the privilege. When the
     /// connection is lost the tenant may be fenced: call again.
@@ -76,7 +76,8 @@ impl<'c> Fence<'c> {
             true => Some(self.running(tenant).await?),
             false => None,
         };
-        self.commit("select biplane.fence_v1($1, $2)", tenant, epoch)
+        let fenced_at = self
+            .commit("select biplane.fence_v1($1, $2)::text", tenant, epoch)
             .await?;
         let drained = match self.until_replicated(standbys, until).await {
             Ok(()) => self.drain(tenant, too_early, options, until).await,
@@ -85,7 +86,7 @@ impl<'c> Fence<'c> {
         match drained {
             Ok(()) => Ok(began.elapsed()),
             Err(error) if error.kind() == ErrorKind::Undrained => {
-                Err(self.give_up(tenant, epoch, error).await)
+                Err(self.give_up(tenant, epoch, fenced_at, error).await)
             }
             Err(error) => Err(error),
         }
@@ -99,8 +100,9 @@ impl<'c> Fence<'c> {
     /// # Cancel safety
     /// Whether it took effect is not known; calling it again does no harm.
     pub async fn unfence(&mut self, tenant: TenantId, epoch: Epoch) -> Result<(), Error> {
-        self.commit("select biplane.unfence_v1($1, $2)", tenant, epoch)
+        self.commit("select biplane.unfence_v1($1, $2)::text", tenant, epoch)
             .await
+            .map(drop)
     }
 
     /// Says that the tenant has left, so that whoever still comes is told to look where it lives. It must be fenced.
@@ -111,37 +113,62 @@ impl<'c> Fence<'c> {
     /// # Cancel safety
     /// Whether it took effect is not known; calling it again says so.
     pub async fn leave(&mut self, tenant: TenantId, epoch: Epoch) -> Result<(), Error> {
-        self.commit("select biplane.leave_v1($1, $2)", tenant, epoch)
+        self.commit("select biplane.leave_v1($1, $2)::text", tenant, epoch)
             .await
+            .map(drop)
     }
 
-    async fn give_up(&mut self, tenant: TenantId, epoch: Epoch, error: Error) -> Error {
+    /// Opens the tenant again, unless the fence is another mover's, who may have returned from it.
+    async fn give_up(
+        &mut self,
+        tenant: TenantId,
+        epoch: Epoch,
+        fenced_at: Option<String>,
+        error: Error,
+    ) -> Error {
         if cfg!(biplane_mutant = "deadlines_leave_it_fenced") {
             return error;
         }
-        match self.unfence(tenant, epoch).await {
-            Ok(()) => error,
-            Err(cause) => Error::new(ErrorKind::Undrained)
-                .detail(format!(
-                    "{error}; and it could not be opened again: it stays fenced"
-                ))
-                .caused_by(cause),
+        let stays = |why: &str| Error::new(ErrorKind::Undrained).detail(format!("{why}; {error}"));
+        if fenced_at.is_none() && !cfg!(biplane_mutant = "deadlines_open_anothers_fence") {
+            return stays("it was fenced before, and stays so");
+        }
+        let change = sqlx::query("select biplane.unfence_v1($1, $2, $3::timestamptz)::text")
+            .bind(*tenant.as_uuid())
+            .bind(number(epoch))
+            .bind(fenced_at);
+        match self.commit_query(change).await {
+            Ok(_) => error,
+            Err(cause) if cause.kind() == ErrorKind::VersionConflict => {
+                stays("somebody else has fenced it meanwhile, and it stays so")
+            }
+            Err(cause) => stays("it could not be opened again, and stays fenced").caused_by(cause),
         }
     }
 
     /// One change of a residence, in a transaction of its own.
-    async fn commit(&mut self, sql: &'static str, tenant: TenantId, epoch: Epoch) -> Result<(), Error> {
+    async fn commit(
+        &mut self,
+        sql: &'static str,
+        tenant: TenantId,
+        epoch: Epoch,
+    ) -> Result<Option<String>, Error> {
         let change = sqlx::query(sql).bind(*tenant.as_uuid()).bind(number(epoch));
         self.commit_query(change).await
     }
 
-    async fn commit_query(&mut self, change: Query<'_, Postgres, PgArguments>) -> Result<(), Error> {
+    /// Returns what the change answers, as text.
+    async fn commit_query(
+        &mut self,
+        change: Query<'_, Postgres, PgArguments>,
+    ) -> Result<Option<String>, Error> {
         let mut tx = self
             .connection
             .begin_with("begin isolation level read committed read write")
             .await
             .map_err(failed)?;
-        change.execute(&mut *tx).await.map_err(failed)?;
+        let answer = change.fetch_one(&mut *tx).await.map_err(failed)?;
+        let answer: Option<String> = answer.try_get(0).map_err(failed)?;
         // On this server's disk, whatever the session's default is. A commit that waits for a standby cannot be bounded:
         // the fence asks for those by itself, and of the other changes one that a standby lacks leaves a tenant closed.
         let flushed = match cfg!(biplane_mutant = "fences_are_not_flushed") {
@@ -149,7 +176,8 @@ impl<'c> Fence<'c> {
             false => "set local synchronous_commit = local",
         };
         sqlx::query(flushed).execute(&mut *tx).await.map_err(failed)?;
-        tx.commit().await.map_err(failed)
+        tx.commit().await.map_err(failed)?;
+        Ok(answer)
     }
 }
 

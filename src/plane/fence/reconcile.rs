@@ -151,11 +151,11 @@ impl Fence<'_> {
     }
 
     async fn confirm(&mut self, residence: &Residence) -> Result<(), Error> {
-        let change = sqlx::query("select biplane.confirm_v1($1, $2, $3)")
+        let change = sqlx::query("select biplane.confirm_v1($1, $2, $3)::text")
             .bind(*residence.tenant.as_uuid())
             .bind(number(residence.epoch))
             .bind(residence.isolation.as_str());
-        self.commit_query(change).await
+        self.commit_query(change).await.map(drop)
     }
 }
 

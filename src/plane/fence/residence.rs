@@ -109,14 +109,14 @@ impl Fence<'_> {
     /// # Cancel safety
     /// Whether it took effect is not known; calling it again does no harm.
     pub async fn place(&mut self, residence: &Residence) -> Result<(), Error> {
-        let change = sqlx::query("select biplane.place_v1($1, $2, $3, $4, $5, $6)")
+        let change = sqlx::query("select biplane.place_v1($1, $2, $3, $4, $5, $6)::text")
             .bind(*residence.tenant.as_uuid())
             .bind(number(residence.epoch))
             .bind(residence.isolation.as_str())
             .bind(residence.state.as_str())
             .bind(residence.schema.as_deref())
             .bind(residence.row_key.as_deref());
-        self.commit_query(change).await
+        self.commit_query(change).await.map(drop)
     }
 
     /// Every tenant that this database knows, by id.

@@ -2,24 +2,32 @@
 -- begins afterwards; who began before is in biplane.running_v1.
 
 -- Nobody enters any more, once this is committed. Written again if it was so already: a commit that an earlier attempt did
--- not see the end of is followed by one that is flushed.
-create function biplane.fence_v1(tenant uuid, epoch bigint) returns void
+-- not see the end of is followed by one that is flushed. Returns when that was if the tenant was open before, so that
+-- whoever gives up takes back what is still its own fence, and not another's.
+create function biplane.fence_v1(tenant uuid, epoch bigint) returns timestamptz
 language plpgsql as $function$
+declare
+    before text;
+    fenced_at timestamptz := pg_catalog.clock_timestamp();
 begin
     perform biplane.commit_durably_v1();
-    update biplane.residence as residence
-    set state = 'fenced', changed_at = pg_catalog.clock_timestamp()
+    select residence.state into before
+    from biplane.residence as residence
     where residence.tenant_id operator(pg_catalog.=) fence_v1.tenant
         and residence.epoch operator(pg_catalog.=) fence_v1.epoch
-        and residence.state operator(pg_catalog.<>) 'restored';
+        and residence.state operator(pg_catalog.<>) 'restored'
+    for update;
     if not found then
         raise exception using errcode = 'BP001', message = 'the tenant is not here at this epoch, or waits to be reconciled';
     end if;
+    update biplane.residence as residence set state = 'fenced', changed_at = fenced_at
+    where residence.tenant_id operator(pg_catalog.=) fence_v1.tenant;
+    return case before when 'open' then fenced_at end;
 end
 $function$;
 
--- It is entered again, at the same epoch.
-create function biplane.unfence_v1(tenant uuid, epoch bigint) returns void
+-- It is entered again, at the same epoch; with a time, only if it was fenced then and nobody has fenced it since.
+create function biplane.unfence_v1(tenant uuid, epoch bigint, fenced_at timestamptz default null) returns void
 language plpgsql as $function$
 begin
     perform biplane.commit_durably_v1();
@@ -27,7 +35,8 @@ begin
     set state = 'open', changed_at = pg_catalog.clock_timestamp()
     where residence.tenant_id operator(pg_catalog.=) unfence_v1.tenant
         and residence.epoch operator(pg_catalog.=) unfence_v1.epoch
-        and residence.state operator(pg_catalog.<>) 'restored';
+        and residence.state operator(pg_catalog.<>) 'restored'
+        and (fenced_at is null or residence.changed_at operator(pg_catalog.=) fenced_at);
     if not found then
         raise exception using errcode = 'BP001', message = 'the tenant is not here at this epoch, or waits to be reconciled';
     end if;
@@ -151,6 +160,6 @@ language sql volatile as $function$
     where residence.alone and session.backend_type operator(pg_catalog.=) 'client backend'
 $function$;
 
-revoke all on function biplane.fence_v1(uuid, bigint), biplane.unfence_v1(uuid, bigint),
+revoke all on function biplane.fence_v1(uuid, bigint), biplane.unfence_v1(uuid, bigint, timestamptz),
     biplane.confirm_v1(uuid, bigint, text), biplane.place_v1(uuid, bigint, text, text, name, text),
     biplane.leave_v1(uuid, bigint), biplane.commit_durably_v1(), biplane.running_v1(uuid) from public;
