@@ -27,13 +27,14 @@
 //! - [`keyring`] seals the credentials, and [`rotation`] brings stored values under another key.
 //! - [`presence`] tells the control plane which processes live, and which keys they have.
 //! - [`settings`] reads both planes from the environment.
-//! - [`connector`] and [`pool`] make connections.
+//! - [`connector`] and [`pool`] make connections; [`breaker`] tells what they leave alone for now.
 //! - [`manual`] has pages to read, such as the [format of sealed values](manual::keyring_format).
 //! - `testing` (feature `testing`) is what biplane's own tests use, and yours may.
 //!
 //! Decide on [`ErrorKind`](error::ErrorKind), which [`Error::of`](error::Error::of) also finds inside an sqlx error.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod breaker;
 pub mod connector;
 pub mod error;
 pub mod keyring;

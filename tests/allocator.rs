@@ -16,19 +16,8 @@ fn no_block_is_freed_with_a_secret_in_it() {
     program
         .args(["run", "--quiet", "--manifest-path"])
         .arg(manifest)
-        .arg("--target-dir");
-    match env::var_os("RUSTC_WORKSPACE_WRAPPER") {
-        None => program.arg(target),
-        // A mutant, by which `tests/mutants` has only the outer package built. A directory of its own, since cargo does
-        // not tell builds apart by this kind of wrapper.
-        Some(wrapper) => {
-            let name = Path::new(&wrapper).file_name().expect("it is a file");
-            program
-                .arg(target.join("allocator").join(name))
-                .env("RUSTC_WRAPPER", &wrapper)
-                .env_remove("RUSTC_WORKSPACE_WRAPPER")
-        }
-    };
+        .arg("--target-dir")
+        .arg(target);
     let output = program.output().expect("cargo runs");
     let said = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);

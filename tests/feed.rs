@@ -270,6 +270,11 @@ async fn a_control_plane_that_was_killed_is_followed_again() {
     for held in &handles {
         acts(&control, held, &acme).await;
     }
+    // Each waited for one of them alone, and whoever still knows a tenant as suspended keeps it out.
+    for (router, held) in [&push, &poll].into_iter().zip(&handles) {
+        applies_all(&control, router).await;
+        becomes("it is open everywhere", held, None).await;
+    }
     own.kill().await.unwrap();
     wait::until("both notice", PATIENCE, async || {
         !push.stats().feed.listening && poll.stats().feed.failing_for.is_some()
@@ -329,17 +334,14 @@ async fn a_control_plane_that_was_restored_is_believed_with_lower_versions() {
     run(&mut superuser, format!("create database {database}"))
         .await
         .unwrap();
-    psql(database, &dump).await.unwrap();
+    // As one transaction, so that nobody sees half of it.
+    let another_life = "update biplane_control.meta set incarnation = gen_random_uuid()";
+    psql(database, &format!("begin;\n{dump}\n{another_life};\ncommit;\n"))
+        .await
+        .unwrap();
     psql(database, &ControlSchema::install_sql(&grants()))
         .await
         .unwrap();
-    let mut restored = owner(database).await;
-    run(
-        &mut restored,
-        "update biplane_control.meta set incarnation = gen_random_uuid()",
-    )
-    .await
-    .unwrap();
     let suspended = turn(&control, &acme, TenantStatus::Suspended).await;
     assert!(suspended.version < before.version);
     for (router, held) in [&push, &poll].into_iter().zip(&handles) {
@@ -350,6 +352,104 @@ async fn a_control_plane_that_was_restored_is_believed_with_lower_versions() {
     for held in &handles {
         becomes("what comes after acts", held, None).await;
     }
+}
+
+/// What an administrator does from psql: by hand, as the role that has the grants, saying who and why.
+#[tokio::test]
+async fn a_bulk_suspension_is_held_in_all_processes_until_it_is_released_from_psql() {
+    const TENANTS: usize = 24;
+    let control = postgres().await;
+    let mut tenants = Vec::new();
+    for n in 0..TENANTS {
+        tenants.push(tenant(&control.pg_admin(), &format!("tenant-{n}")).await);
+    }
+    let routers = [
+        by_push(&control.pg_tenants()).await,
+        by_polling(&control.pg_tenants()).await,
+    ];
+    let mut handles = Vec::new();
+    for router in &routers {
+        for tenant in &tenants {
+            handles.push(held(router, tenant).await);
+        }
+    }
+    let all_are = async |what: &'static str, refused: Option<ErrorKind>| {
+        for held in &handles {
+            becomes(what, held, refused).await;
+        }
+    };
+    let all_applied = async || {
+        for router in &routers {
+            applies_all(&control, router).await;
+        }
+    };
+    all_applied().await;
+    let mut admin = cluster()
+        .await
+        .connect_as(&login(ADMIN), &control.database)
+        .await
+        .unwrap();
+    let mut by_hand = async |sql: &str| by_hand(&mut admin, sql).await.unwrap();
+    let everybody = |status: &str| format!("update biplane_control.tenant set status = '{status}'");
+
+    // The `where` was forgotten.
+    by_hand(&everybody("suspended")).await;
+    for router in &routers {
+        wait::until("it is braked", PATIENCE, async || {
+            router.stats().brake.held_tenants == TENANTS
+        })
+        .await
+        .unwrap();
+        let brake = router.stats().brake;
+        assert!(brake.braked_for.is_some());
+        assert_eq!((brake.changed, brake.of), (TENANTS, TENANTS));
+        assert!(router.applied() < control.pg_tenants().head().await.unwrap().seq);
+    }
+    for held in &handles {
+        held.read(|()| ()).await.unwrap();
+    }
+    by_hand("select biplane_control.release_brake()").await;
+    all_are("what was held acts", SUSPENDED).await;
+    all_applied().await;
+
+    // Opening takes nothing from anybody; and what is meant is said in the same transaction.
+    by_hand(&everybody("active")).await;
+    all_are("they are open again", None).await;
+    all_applied().await;
+    let meant = format!(
+        "{}; select biplane_control.release_brake()",
+        everybody("suspended")
+    );
+    by_hand(&meant).await;
+    all_are("what is meant acts", SUSPENDED).await;
+    by_hand(&everybody("active")).await;
+    all_are("they are open again", None).await;
+    all_applied().await;
+
+    by_hand("select biplane_control.freeze()").await;
+    for router in &routers {
+        let frozen = async || router.stats().brake.frozen_everywhere.is_some();
+        wait::until("it is frozen", PATIENCE, frozen).await.unwrap();
+    }
+    by_hand("update biplane_control.tenant set status = 'suspended' where slug = 'tenant-0'").await;
+    for router in &routers {
+        let holds = async || router.stats().brake.held_tenants == 1;
+        wait::until("it is held", PATIENCE, holds).await.unwrap();
+        router.route(&tenants[0].slug).await.unwrap();
+    }
+    by_hand("select biplane_control.thaw()").await;
+    for held in [&handles[0], &handles[TENANTS]] {
+        becomes("what was held acts", held, SUSPENDED).await;
+    }
+    for router in &routers {
+        assert_eq!(router.stats().brake.engaged, 1);
+    }
+    // Everything is in the audit, with who and why.
+    let audit = control.pg_admin().audit(None, NonZeroU32::MAX).await.unwrap();
+    let of_all = audit
+        .iter()
+        .filter(|entry| entry.tenant.is_none() && entry.source.is_none());
+    assert_eq!(of_all.filter(|entry| &*entry.actor == "ann").count(), 4);
 }
 
 #[tokio::test]

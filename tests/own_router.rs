@@ -11,6 +11,7 @@ use std::{
 use async_trait::async_trait;
 use biplane::{
     Biplane, TenantRouter,
+    breaker::BreakerStatus,
     error::{Error, ErrorKind},
     router::RouterStats,
     tenant::{Slug, TenantId, TenantRef},
@@ -24,6 +25,7 @@ fn slug(text: &str) -> Slug {
 struct ByHand {
     closed: Arc<AtomicUsize>,
     invalidated: Arc<AtomicUsize>,
+    braked: Arc<AtomicUsize>,
 }
 
 #[async_trait]
@@ -46,6 +48,18 @@ impl TenantRouter for ByHand {
         self.invalidated.fetch_add(1, Ordering::Relaxed);
     }
 
+    async fn release_brake(&self) {
+        self.braked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn freeze(&self) {
+        self.braked.fetch_add(10, Ordering::Relaxed);
+    }
+
+    async fn thaw(&self) {
+        self.braked.fetch_add(100, Ordering::Relaxed);
+    }
+
     async fn close(&self, _: Duration) {
         self.closed.fetch_add(1, Ordering::Relaxed);
     }
@@ -54,6 +68,10 @@ impl TenantRouter for ByHand {
         let mut stats = RouterStats::default();
         stats.hits = 7;
         stats
+    }
+
+    fn breakers(&self) -> Vec<BreakerStatus> {
+        Vec::new()
     }
 }
 
@@ -75,8 +93,13 @@ async fn a_router_written_by_hand_works_inside_biplane() {
         ErrorKind::UnknownTenant
     );
     biplane.invalidate(TenantId::new()).await;
+    biplane.release_brake().await;
+    biplane.freeze().await;
+    biplane.thaw().await;
+    assert_eq!(router.braked.load(Ordering::Relaxed), 111);
     biplane.clone().close(Duration::from_secs(1)).await;
     assert_eq!(biplane.stats().hits, 7);
+    assert_eq!(biplane.breakers(), []);
     assert_eq!(router.invalidated.load(Ordering::Relaxed), 1);
     assert_eq!(router.closed.load(Ordering::Relaxed), 1);
 }

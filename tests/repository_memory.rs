@@ -6,11 +6,12 @@ use std::{sync::Arc, time::Duration};
 use biplane::{
     error::ErrorKind,
     repository::{
-        Actor, ChangeLog, CredentialStore, Instances, MemoryControl, NewTenant, TenantAdmin, TenantRepository,
+        Actor, ChangeLog, ChangePush, CredentialStore, Instances, MemoryControl, NewTenant, TenantAdmin,
+        TenantRepository,
     },
     tenant::{DataSourceId, Location, Slug, TenantId, TenantRecord, TenantRef},
     testing::{
-        conformance::{Backend, ReadBackend, async_trait, seed_through},
+        conformance::{Backend, PushBackend, ReadBackend, async_trait, seed_through},
         faulty::FaultyRepository,
     },
 };
@@ -55,8 +56,15 @@ impl Backend for Memory {
         self.0.advance(time);
     }
 
-    async fn prune(&self) {
-        self.0.prune_changes(Duration::ZERO);
+    async fn prune(&self, keep: Duration) {
+        self.0.prune_changes(keep);
+    }
+}
+
+#[async_trait]
+impl PushBackend for Memory {
+    fn push(&self) -> Arc<dyn ChangePush> {
+        Arc::new(self.0.clone())
     }
 }
 
@@ -65,6 +73,7 @@ async fn memory() -> Memory {
 }
 
 biplane::repository_conformance!(memory_control, memory);
+biplane::push_conformance!(memory_push, memory);
 
 /// A wrapper without a fault is what it wraps.
 #[derive(Debug)]
@@ -107,8 +116,8 @@ impl Backend for Wrapped {
         self.0.inner().advance(time);
     }
 
-    async fn prune(&self) {
-        self.0.inner().prune_changes(Duration::ZERO);
+    async fn prune(&self, keep: Duration) {
+        self.0.inner().prune_changes(keep);
     }
 }
 

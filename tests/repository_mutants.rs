@@ -9,7 +9,7 @@ mod wrong;
 use std::future::Future;
 
 use biplane::testing::conformance::{
-    changes, concurrency, credentials, instances, names, reading, sources, writing,
+    changes, concurrency, credentials, instances, names, push, reading, sources, writing,
 };
 use control::{Postgres, postgres_with};
 use wrong::{How, Wrong};
@@ -59,6 +59,7 @@ const DEFERRED: &str = "create constraint trigger audit_appends_change after ins
     deferrable initially deferred for each row";
 const IMMEDIATE: &str =
     "create trigger audit_appends_change after insert on biplane_control.audit for each row";
+const NOTIFY: &str = "perform pg_notify('biplane_change', reached::text) where reached is not null;";
 const PLACEMENT_LOCK: &str =
     "perform 1 from biplane_control.data_source where id = source for no key update;\n    if exists";
 
@@ -109,8 +110,14 @@ found! {
         wrong(How::PlacingInPlaceDoesNothing) => writing::placing_raises_the_epoch_by_one;
     pages_of_changes_that_begin_at_the_end:
         wrong(How::NewestChangesFirst) => changes::pages_give_every_change_in_order;
+    freezing_that_nobody_hears_of:
+        wrong(How::FreezingIsIgnored) => changes::freezing_is_said_until_it_is_thawed;
+    releases_of_what_comes_after_them:
+        wrong(How::ReleasesReachAhead) => changes::a_release_reaches_to_its_own_entry;
     a_log_that_is_silent_about_pruning:
         wrong(How::TruncationIsSilent) => changes::a_reader_that_fell_behind_is_told;
+    pruning_that_takes_what_is_young:
+        wrong(How::PruningTakesAll) => changes::history_is_pruned_by_age;
     an_entry_that_is_forgotten:
         wrong(How::SettingsAreNotLogged) => changes::each_change_is_logged_by_kind;
     a_reseal_that_counts_as_a_change:
@@ -131,6 +138,17 @@ found! {
         wrong(How::KeysAreNeverIdle) => instances::a_key_is_idle_since_its_last_use;
     silence_that_is_not_counted:
         wrong(How::SilenceIsNotCounted) => instances::silence_ends_with_a_beat;
+
+    a_push_that_tells_once:
+        wrong(How::PushTellsOnce) => push::what_is_committed_is_told;
+    a_push_that_tells_one_listener_alone:
+        wrong(How::PushTellsTheFirstListenerAlone) => push::everybody_who_listens_is_told;
+    a_push_that_tells_what_cannot_be_read_yet:
+        wrong(How::PushTellsTooSoon) => push::a_position_that_is_told_can_be_read;
+    a_push_that_forgets_the_last_commit:
+        wrong(How::PushLagsBehind) => push::of_many_commits_the_last_is_told;
+    a_push_that_tells_of_heartbeats:
+        wrong(How::PushTellsBeats) => push::what_changes_no_route_is_not_told;
 
     a_plain_sequence_for_the_log:
         async { tampered(&[(DEFERRED, IMMEDIATE), (COMMIT_LOCK, "")]).await.with_slow_commits().await }
@@ -217,6 +235,24 @@ found! {
         tampered(&[("set pruned_through = greatest(pruned_through, (select max(seq) from gone))",
                     "set pruned_through = pruned_through")])
         => changes::a_reader_that_fell_behind_is_told;
+    commits_that_nobody_is_told_of:
+        tampered(&[(NOTIFY, "")]) => push::what_is_committed_is_told;
+    commits_of_which_the_one_before_is_told:
+        tampered(&[(NOTIFY, "perform pg_notify('biplane_change', (reached - 1)::text) where reached is not null;")])
+        => push::of_many_commits_the_last_is_told;
+    positions_that_are_told_before_they_are_given:
+        tampered(&[(NOTIFY, "perform pg_notify('biplane_change', (reached + 1)::text) where reached is not null;")])
+        => push::a_position_that_is_told_can_be_read;
+    heartbeats_that_are_told:
+        tampered(&[("    delete from biplane_control.instance_key as held\n    where held.instance_id = beat.id",
+                    "    perform pg_notify('biplane_change', '0');
+    delete from biplane_control.instance_key as held\n    where held.instance_id = beat.id")])
+        => push::what_changes_no_route_is_not_told;
+    pruning_that_goes_by_nothing:
+        tampered(&[("where at <= clock_timestamp() - keep", "")]) => changes::history_is_pruned_by_age;
+    pruning_that_leaves_what_is_old:
+        tampered(&[("where at <= clock_timestamp() - keep", "where at <= clock_timestamp() - keep * 9")])
+        => changes::history_is_pruned_by_age;
     a_placement_that_is_not_logged:
         tampered(&[("case when changed ?| '{data_source_id,isolation,epoch}' then 'placement' end,", "")])
         => changes::each_change_is_logged_by_kind;

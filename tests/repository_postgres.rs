@@ -19,6 +19,12 @@ use biplane::{
 use control::{damage, handle, login, owner, postgres, run, text};
 
 biplane::repository_conformance!(postgres_control, postgres);
+biplane::push_conformance!(postgres_push, postgres);
+biplane::push_conformance!(postgres_push_of_slow_commits, slow);
+
+async fn slow() -> control::Postgres {
+    postgres().await.with_slow_commits().await
+}
 
 fn by() -> Actor {
     Actor::new("ann", "a test")

@@ -95,12 +95,15 @@ fn transaction_against_pool() -> Claim {
     })
 }
 
-/// One thread, as far as the client goes: whatever is compared is done by the same one.
+/// One thread, as far as the client goes: whatever is compared is done by the same one, and on the same processor as the
+/// server. Whether an answer wakes somebody on another processor is up to the system and differs between connections, by
+/// more than everything that is compared here.
 struct Bench {
     runtime: Runtime,
     db: TenantDb,
     peer: PgConnectOptions,
     _cluster: Cluster,
+    _pinned: Pinned,
 }
 
 impl Bench {
@@ -109,6 +112,8 @@ impl Bench {
             .enable_all()
             .build()
             .expect("a runtime starts");
+        // The server inherits it.
+        let pinned = Pinned::new();
         let (cluster, db) = runtime.block_on(server_and_handle()).expect("a server starts");
         let (endpoint, superuser) = (cluster.endpoint(), cluster.superuser());
         let peer = PgConnectOptions::new_without_pgpass()
@@ -128,6 +133,7 @@ impl Bench {
             db,
             peer,
             _cluster: cluster,
+            _pinned: pinned,
         }
     }
 
@@ -149,6 +155,39 @@ impl Bench {
             }
             begun.elapsed()
         })
+    }
+}
+
+/// Keeps this thread, and what it starts, on one processor, on systems that can.
+struct Pinned {
+    #[cfg(target_os = "linux")]
+    before: rustix::thread::CpuSet,
+}
+
+#[cfg(target_os = "linux")]
+impl Pinned {
+    fn new() -> Self {
+        use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+
+        let before = sched_getaffinity(None).expect("Linux tells");
+        let mut one = CpuSet::new();
+        one.set(sched_getcpu());
+        sched_setaffinity(None, &one).expect("this thread runs there");
+        Self { before }
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        rustix::thread::sched_setaffinity(None, &self.before).expect("it could run there before");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Pinned {
+    fn new() -> Self {
+        Self {}
     }
 }
 

@@ -82,6 +82,12 @@ impl Freshness {
         let _ = self.until.fetch_update(Ordering::AcqRel, Ordering::Acquire, over);
     }
 
+    /// It is known to have changed, and is served as it was until then all the same.
+    pub(super) fn hold(&self, until: u64) {
+        self.stand(Standing::Changed);
+        self.extend(until);
+    }
+
     pub(super) fn standing(&self) -> Standing {
         match self.standing.load(Ordering::Acquire) & !ANY_VERSION {
             0 => Standing::Sure,

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::{Connector, ConnectorStats, Route, TenantRoute};
 use crate::{
+    breaker::BreakerStatus,
     error::{Error, ErrorKind},
     tenant::{Access, DataSourceId, Role, Tenant, TenantId},
 };
@@ -85,6 +86,11 @@ impl<T: Clone + Send + Sync + 'static> Connector for MemoryConnector<T> {
             connections: *self.0.open.borrow(),
             ..ConnectorStats::default()
         }
+    }
+
+    /// None: data in memory cannot be out of reach.
+    fn breakers(&self) -> Vec<BreakerStatus> {
+        Vec::new()
     }
 }
 

@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use self::freshness::Freshness;
 pub(crate) use self::freshness::Standing;
 use crate::{
+    breaker::BreakerStatus,
     error::{Error, ErrorKind},
     tenant::{Access, DataSource, Tenant, TenantId, TenantRecord, Version},
 };
@@ -44,6 +45,9 @@ pub trait Connector: Debug + Send + Sync + 'static {
 
     /// How its connections are doing.
     fn stats(&self) -> ConnectorStats;
+
+    /// How each of its breakers is doing; none for a connector that has none.
+    fn breakers(&self) -> Vec<BreakerStatus>;
 }
 
 /// How a connector's connections are doing.
@@ -128,6 +132,11 @@ impl Route {
     /// The control plane said again, at that moment, what it says.
     pub(crate) fn confirm(&self, confirmed_at: u64, fresh_until: u64) {
         self.freshness.confirm(confirmed_at, fresh_until);
+    }
+
+    /// It has changed, and is served as it was until then all the same.
+    pub(crate) fn hold(&self, until: u64) {
+        self.freshness.hold(until);
     }
 
     /// Its tenant or data source has changed: whoever comes next asks.

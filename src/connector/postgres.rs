@@ -11,6 +11,7 @@ use async_trait::async_trait;
 
 use super::{Connector, ConnectorStats, Route, TenantRoute};
 use crate::{
+    breaker::BreakerStatus,
     error::{Error, ErrorKind},
     plane::{Lease, Lent, TenantDb},
     pool::{BreakerOptions, Dial, Guard, Logins, Pool, PoolOptions, Renewal, Stack, check_server},
@@ -177,6 +178,10 @@ impl Connector for PgConnector {
             open_breakers: pool.open_breakers,
             refused: pool.refused,
         }
+    }
+
+    fn breakers(&self) -> Vec<BreakerStatus> {
+        self.0.pool.breakers()
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Actions, Caller, Shared, Stack,
-    breaker::{Admission, BreakerScope, Guard, Outcome, Ticket, Weight},
+    breaker::{Admission, Guard, Outcome, Ticket, Weight},
     cleanup,
     connection::{Permit, Physical},
     dial::{Dial, Dialed, NotDialed, Purpose},
@@ -18,7 +18,10 @@ use super::{
     locked,
     scheduler::{Generation, Leave, Phase, StackId},
 };
-use crate::error::{BudgetScope, Error, ErrorKind};
+use crate::{
+    breaker::BreakerScope,
+    error::{BudgetScope, Error, ErrorKind},
+};
 
 /// How often the log is told that a server takes no more connections.
 const TELL_CROWDED_EVERY: Duration = Duration::from_secs(60);

@@ -13,16 +13,14 @@ use sqlx_core::transaction::TransactionManager;
 use tokio::time::Instant;
 
 use super::{
-    Shared,
-    breaker::BreakerScope,
-    cleanup,
+    Shared, cleanup,
     dial::{Backend, Dial, Dialed},
     failure::Damage,
     later, locked,
     scheduler::{Generation, Phase, Rest, StackId},
     session::{self, Protocol},
 };
-use crate::{error::Error, tenant::Endpoint};
+use crate::{breaker::BreakerScope, error::Error, tenant::Endpoint};
 
 /// The right to hold a physical connection. Dropping it says that the backend is gone.
 pub(super) struct Permit {
@@ -237,6 +235,10 @@ impl Checkout {
         self.state.may_have_failed = true;
         if matches!(error, sqlx::Error::Io(_)) && Error::of(error).is_none() {
             self.suspect_endpoint();
+        }
+        if matches!(error, sqlx::Error::Database(_)) && cfg!(biplane_mutant = "refused_statements_count") {
+            let dial = Arc::clone(&self.physical_mut().dial);
+            self.shared.count_against(&dial);
         }
         match Damage::of(error) {
             Damage::Refused => self.state.busy = false,

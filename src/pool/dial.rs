@@ -11,14 +11,9 @@ use sqlx::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::{
-    PoolOptions, StatementLogging,
-    attempt::Way,
-    breaker::{BreakerScope, Guard},
-    failure::Blame,
-    later,
-};
+use super::{PoolOptions, StatementLogging, attempt::Way, breaker::Guard, failure::Blame, later};
 use crate::{
+    breaker::BreakerScope,
     error::{Error, ErrorKind},
     secret::Credential,
     settings::forbidden_environment,

@@ -39,7 +39,7 @@ use tokio::{
 };
 
 pub use self::{
-    breaker::{BreakerOptions, BreakerScope, BreakerState, BreakerStatus},
+    breaker::BreakerOptions,
     options::{PoolOptions, StatementLogging},
 };
 
@@ -57,7 +57,10 @@ use self::{
     connection::{Lent, Physical},
     scheduler::{Action, Generation, HeldUpBy, Leave, Offer, Refusal, Scheduler, StackId},
 };
-use crate::error::{BudgetScope, Error, ErrorKind};
+use crate::{
+    breaker::BreakerStatus,
+    error::{BudgetScope, Error, ErrorKind},
+};
 
 type Caller = oneshot::Sender<Result<Checkout, Error>>;
 type Actions = Vec<Action<Physical, Caller>>;
@@ -373,6 +376,12 @@ impl Stack {
         let left = place.leave();
         if answered.is_err() && cfg!(biplane_mutant = "breaker_counts_queue_timeouts") {
             shared.count_against(&dial);
+        }
+        if answered.is_err()
+            && cfg!(biplane_mutant = "waiting_in_vain_asks_for_routes")
+            && let Some(renewal) = renewal()
+        {
+            renewal.renew().await;
         }
         match (answered, left) {
             (Ok(Ok(answer)), _) => answer,

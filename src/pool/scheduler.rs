@@ -5,101 +5,14 @@
 //! permit goes to whoever has waited longest, whatever the stack, and an idle connection of another stack is closed to
 //! make room. The caller of a method performs the actions that it returns, after releasing the lock.
 
+mod ends;
+mod limits;
+mod supply;
+mod words;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use tokio::time::Instant;
-
-/// Identifies a stack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct StackId(u64);
-
-#[cfg(test)]
-impl StackId {
-    pub(super) const fn for_tests(number: u64) -> Self {
-        Self(number)
-    }
-}
-
-/// Which of the addresses and logins that a stack has had, one after the other, a connection was made with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Generation(u64);
-
-impl Generation {
-    pub(super) const fn next(self) -> Self {
-        Self(self.0 + 1)
-    }
-}
-
-/// A connection at rest.
-pub(super) trait Rest {
-    /// Since when it rests.
-    fn since(&self) -> Instant;
-
-    /// What it was made with.
-    fn generation(&self) -> Generation;
-}
-
-/// What to do once the lock is released.
-#[derive(Debug)]
-pub(super) enum Action<C, W> {
-    /// Hand a connection to a caller.
-    Deliver(StackId, W, C),
-    /// Open a connection; the permit is taken.
-    Connect(StackId),
-    /// Close a connection and then release its permit.
-    Close(C),
-}
-
-/// In which part of its life a permit is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// The connection is being opened.
-    Connecting,
-    /// It is lent or at rest.
-    Open,
-    /// It is being closed.
-    Closing,
-}
-
-/// What a caller gets who found nothing at rest a moment ago.
-#[derive(Debug)]
-pub(super) enum Offer<C> {
-    /// A connection that has come back meanwhile.
-    Connection(C),
-    /// The number of its place in the queue.
-    Place(u64),
-}
-
-/// Why a caller cannot wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
-    /// The pool is closed.
-    Closed,
-    /// As many wait as may wait.
-    Full,
-}
-
-/// What a waiting caller is held up by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum HeldUpBy {
-    /// A connection is on its way, or none has ever arrived.
-    Connect,
-    /// The cap of its stack.
-    Stack,
-    /// What the server has room for.
-    Server,
-    /// The cap of the process.
-    Process,
-}
-
-/// How far a stack that was held may go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Leave {
-    /// One connection, and then it is held again.
-    One,
-    /// As many as it wants.
-    All,
-}
+pub(super) use self::words::{Action, Generation, HeldUpBy, Leave, Offer, Phase, Refusal, Rest, StackId};
 
 #[derive(Debug)]
 pub(super) struct Scheduler<C, W> {
@@ -137,7 +50,6 @@ struct Stack<C, W> {
     /// The oldest caller for whom a permit is wanted, and for how many one is.
     hunger: Option<(u64, usize)>,
 }
-
 impl<C: Rest, W> Scheduler<C, W> {
     pub(super) fn new(cap: u32, max_waiting: usize) -> Self {
         Self {
@@ -285,103 +197,6 @@ impl<C: Rest, W> Scheduler<C, W> {
         Some(caller)
     }
 
-    /// Lets a stack open nothing for now. Its callers go on waiting, for what comes back or until it may.
-    pub(super) fn hold(&mut self, id: StackId, actions: &mut Vec<Action<C, W>>) {
-        if let Some(stack) = self.stacks.get_mut(&id) {
-            stack.allowance = Some(0);
-            self.settle(id, actions);
-        }
-    }
-
-    /// Lets a stack go on that was held.
-    pub(super) fn let_go(&mut self, id: StackId, leave: Leave, actions: &mut Vec<Action<C, W>>) {
-        let Some(stack) = self.stacks.get_mut(&id) else {
-            return;
-        };
-        let idle = stack.waiting.len() <= stack.connecting as usize;
-        stack.allowance = match leave {
-            // Whoever comes later finds out anew how far it may go.
-            Leave::One if !idle => Some(1),
-            Leave::One | Leave::All => None,
-        };
-        self.settle(id, actions);
-    }
-
-    /// Whether a stack may open nothing for now.
-    pub(super) fn is_held(&self, id: StackId) -> bool {
-        self.stacks
-            .get(&id)
-            .is_some_and(|stack| stack.allowance == Some(0))
-    }
-
-    /// Whether an attempt to connect is under way for this place in the queue.
-    pub(super) fn is_tried_for(&self, id: StackId, number: u64) -> bool {
-        self.stacks.get(&id).is_some_and(|stack| {
-            let before = stack.waiting.range(..number).count();
-            before < stack.connecting as usize
-        })
-    }
-
-    /// An attempt to connect that was not made because it would be in vain. Returns the callers for whom none is under
-    /// way.
-    pub(super) fn refuse(&mut self, id: StackId, actions: &mut Vec<Action<C, W>>) -> Vec<W> {
-        let under_way = self.stacks.get(&id).map_or(0, |stack| stack.connecting);
-        let callers = self.turn_away(id, under_way.saturating_sub(1) as usize, actions);
-        self.release(id, Phase::Connecting, actions);
-        callers
-    }
-
-    /// Returns all callers of a stack, which then nobody waits for.
-    pub(super) fn turn_all_away(&mut self, id: StackId, actions: &mut Vec<Action<C, W>>) -> Vec<W> {
-        self.turn_away(id, 0, actions)
-    }
-
-    /// An attempt to connect found the server full: the stack makes do with what it has for now, and its callers wait
-    /// for that. Returns those who would wait for nothing. The attempt's permit is still to be released.
-    ///
-    /// One connection that rests and that `there` says is at the same server makes room, in whatever stack.
-    pub(super) fn crowded(
-        &mut self,
-        id: StackId,
-        generation: Generation,
-        there: impl Fn(&C) -> bool,
-        actions: &mut Vec<Action<C, W>>,
-    ) -> Vec<W> {
-        let Some(stack) = self.stacks.get_mut(&id) else {
-            return Vec::new();
-        };
-        if generation < stack.generation || cfg!(biplane_mutant = "full_servers_are_not_spared") {
-            return Vec::new();
-        }
-        let held = stack.open - stack.connecting;
-        let ceiling = held.max(1);
-        if ceiling < stack.max {
-            stack.ceiling = Some(ceiling);
-        }
-        let others = stack.connecting.saturating_sub(1) as usize;
-        if self.close_one_at_rest(there, actions) || held > 0 {
-            self.settle(id, actions);
-            return Vec::new();
-        }
-        self.turn_away(id, others, actions)
-    }
-
-    /// Lets stacks that found their server full try for one connection more.
-    pub(super) fn lift_ceilings(&mut self, actions: &mut Vec<Action<C, W>>) {
-        let mut lifted = Vec::new();
-        for (id, stack) in &mut self.stacks {
-            if let Some(ceiling) = stack.ceiling {
-                stack.ceiling = Some(ceiling + 1).filter(|ceiling| *ceiling < stack.max);
-                lifted.push(*id);
-            }
-        }
-        // All of them, before anybody is served: who has waited longest comes first.
-        for id in lifted {
-            self.note_hunger(id);
-        }
-        self.serve(actions);
-    }
-
     /// A lent connection will not come back, but its backend is not gone yet.
     pub(super) fn discard(&mut self) {
         self.closing += 1;
@@ -403,91 +218,6 @@ impl<C: Rest, W> Scheduler<C, W> {
             }
         }
         self.settle(id, actions);
-    }
-
-    /// Closes what rests in a stack. Its callers go on waiting, for new connections.
-    pub(super) fn purge(&mut self, id: StackId, actions: &mut Vec<Action<C, W>>) {
-        if let Some(stack) = self.stacks.get_mut(&id) {
-            let rest = std::mem::take(&mut stack.rest);
-            self.resting -= rest.len();
-            for connection in rest {
-                self.close(connection, actions);
-            }
-        }
-    }
-
-    /// Lets a stack go on with another address or login: what was made with the old one is closed, at once or when it
-    /// comes back, and counts until then.
-    pub(super) fn renew(
-        &mut self,
-        id: StackId,
-        generation: Generation,
-        max: u32,
-        keep: usize,
-        actions: &mut Vec<Action<C, W>>,
-    ) {
-        if let Some(stack) = self.stacks.get_mut(&id) {
-            stack.generation = stack.generation.max(generation);
-            // What held it up may be another server's or another login's.
-            stack.allowance = None;
-            stack.ceiling = None;
-            stack.max = max;
-            stack.keep = keep;
-        }
-        self.purge(id, actions);
-        self.settle(id, actions);
-    }
-
-    /// Closes what rests in a stack and lends nothing more from it. Returns the callers that waited for it.
-    pub(super) fn drain(&mut self, id: StackId, actions: &mut Vec<Action<C, W>>) -> Vec<W> {
-        self.purge(id, actions);
-        let Some(stack) = self.stacks.get_mut(&id) else {
-            return Vec::new();
-        };
-        stack.draining = true;
-        let callers: Vec<W> = std::mem::take(&mut stack.waiting).into_values().collect();
-        let empty = stack.open == 0;
-        self.waiting -= callers.len();
-        self.settle(id, actions);
-        if empty {
-            self.stacks.remove(&id);
-        }
-        callers
-    }
-
-    /// Drains every stack, for good.
-    pub(super) fn close_all(&mut self, actions: &mut Vec<Action<C, W>>) -> Vec<W> {
-        self.closed = true;
-        let ids: Vec<StackId> = self.stacks.keys().copied().collect();
-        // Nobody starves any more: a connection that one stack gives up must not be opened for the next.
-        self.starving.clear();
-        self.hunger = 0;
-        for stack in self.stacks.values_mut() {
-            stack.hunger = None;
-        }
-        ids.into_iter().flat_map(|id| self.drain(id, actions)).collect()
-    }
-
-    /// Closes the resting connections that `expired` picks. It is told whether a connection is among those that its
-    /// stack keeps, which are the ones on top.
-    pub(super) fn reap(
-        &mut self,
-        mut expired: impl FnMut(&C, bool) -> bool,
-        actions: &mut Vec<Action<C, W>>,
-    ) {
-        let mut picked = Vec::new();
-        for stack in self.stacks.values_mut() {
-            let mut above = stack.rest.len();
-            let gone = stack.rest.extract_if(.., |connection| {
-                above -= 1;
-                expired(connection, above < stack.keep)
-            });
-            picked.extend(gone);
-        }
-        self.resting -= picked.len();
-        for connection in picked {
-            self.close(connection, actions);
-        }
     }
 
     /// Permits taken.
@@ -513,115 +243,6 @@ impl<C: Rest, W> Scheduler<C, W> {
     const fn tick(&mut self) -> u64 {
         self.next += 1;
         self.next
-    }
-
-    fn close(&mut self, connection: C, actions: &mut Vec<Action<C, W>>) {
-        self.closing += 1;
-        actions.push(Action::Close(connection));
-    }
-
-    /// Restores the invariant after a change to one stack: whoever can be served is being served.
-    fn settle(&mut self, id: StackId, actions: &mut Vec<Action<C, W>>) {
-        self.note_hunger(id);
-        self.serve(actions);
-    }
-
-    fn serve(&mut self, actions: &mut Vec<Action<C, W>>) {
-        while self.permits < self.cap + u32::from(cfg!(biplane_mutant = "one_over_the_cap")) {
-            let Some(&(_, hungry)) = self.starving.first() else {
-                break;
-            };
-            let stack = self
-                .stacks
-                .get_mut(&hungry)
-                .expect("a stack with callers is not removed");
-            stack.open += 1;
-            stack.connecting += 1;
-            stack.allowance = stack.allowance.map(|left| left.saturating_sub(1));
-            self.permits += 1;
-            actions.push(Action::Connect(hungry));
-            self.note_hunger(hungry);
-        }
-        while self.closing < self.hunger {
-            let Some(connection) = self.longest_at_rest() else {
-                break;
-            };
-            self.close(connection, actions);
-        }
-    }
-
-    /// Records how many permits a stack wants: one for each caller for whom no connection is on its way, as far as its
-    /// own cap leaves room.
-    fn note_hunger(&mut self, id: StackId) {
-        let Some(stack) = self.stacks.get_mut(&id) else {
-            return;
-        };
-        let room = stack.limit().saturating_sub(stack.open);
-        let room = stack.allowance.map_or(room, |left| left.min(room)) as usize;
-        let uncovered = stack.waiting.len().saturating_sub(stack.connecting as usize);
-        let wanted = match uncovered.min(room) {
-            0 => None,
-            _ if self.closed || stack.draining => None,
-            permits => stack
-                .waiting
-                .keys()
-                .nth(stack.connecting as usize)
-                .map(|oldest| (*oldest, permits)),
-        };
-        if stack.hunger == wanted {
-            return;
-        }
-        if let Some((oldest, permits)) = stack.hunger {
-            self.starving.remove(&(oldest, id));
-            self.hunger -= permits;
-        }
-        if let Some((oldest, permits)) = wanted {
-            self.starving.insert((oldest, id));
-            self.hunger += permits;
-        }
-        stack.hunger = wanted;
-    }
-
-    /// Takes the callers of a stack out of the queue but for the oldest.
-    fn turn_away(&mut self, id: StackId, but: usize, actions: &mut Vec<Action<C, W>>) -> Vec<W> {
-        let Some(stack) = self.stacks.get_mut(&id) else {
-            return Vec::new();
-        };
-        let Some(first) = stack.waiting.keys().nth(but).copied() else {
-            return Vec::new();
-        };
-        let away: Vec<W> = stack.waiting.split_off(&first).into_values().collect();
-        self.waiting -= away.len();
-        self.settle(id, actions);
-        away
-    }
-
-    fn close_one_at_rest(&mut self, pick: impl Fn(&C) -> bool, actions: &mut Vec<Action<C, W>>) -> bool {
-        let longest = self
-            .stacks
-            .values_mut()
-            .filter_map(|stack| Some((stack.rest.iter().position(&pick)?, stack)))
-            .min_by_key(|(at, stack)| stack.rest[*at].since());
-        let Some((at, stack)) = longest else {
-            return false;
-        };
-        let connection = stack.rest.remove(at);
-        self.resting -= 1;
-        self.close(connection, actions);
-        true
-    }
-
-    fn longest_at_rest(&mut self) -> Option<C> {
-        if self.resting == 0 {
-            return None;
-        }
-        let (_, stack) = self
-            .stacks
-            .iter_mut()
-            .filter(|(_, stack)| !stack.rest.is_empty())
-            .min_by_key(|(_, stack)| stack.rest[0].since())?;
-        self.resting -= 1;
-        Some(stack.rest.remove(0))
     }
 }
 

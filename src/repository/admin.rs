@@ -190,6 +190,26 @@ pub trait TenantAdmin: Debug + Send + Sync + 'static {
     /// being provisioned, [`VersionConflict`](crate::error::ErrorKind::VersionConflict).
     async fn delete(&self, by: &Actor, id: TenantId, expected: Version) -> Result<Tenant, Error>;
 
+    /// Lets everything that was committed before this through the brakes of all routers, also what they have not seen
+    /// yet: those that hold changes apply them, and those that would have do not begin to.
+    ///
+    /// # Errors
+    /// Those of every method.
+    async fn release_brake(&self, by: &Actor) -> Result<(), Error>;
+
+    /// Freezes routing in all processes: open tenants that are cached stay where they are, until
+    /// [`thaw`](TenantAdmin::thaw). Others are loaded as usual.
+    ///
+    /// # Errors
+    /// Those of every method.
+    async fn freeze(&self, by: &Actor) -> Result<(), Error>;
+
+    /// Lets routing go on: whatever has changed since it was frozen acts.
+    ///
+    /// # Errors
+    /// Those of every method.
+    async fn thaw(&self, by: &Actor) -> Result<(), Error>;
+
     /// The latest audit entries about a tenant or, with `None`, about everything; newest first.
     ///
     /// # Errors
@@ -363,7 +383,8 @@ pub struct AuditEntry {
     /// The data source it is about, if it is about one.
     pub source: Option<DataSourceId>,
     /// What changed: the names of the changed facts with their values before and after, credentials as versions only:
-    /// `{"status": {"before": "active", "after": "suspended"}}`, `{"credential.app.current": {"before": 1, "after": 2}}`.
+    /// `{"status": {"before": "active", "after": "suspended"}}`, `{"credential.app.current": {"before": 1, "after": 2}}`,
+    /// `{"frozen": {"before": false, "after": true}}`, `{"brake": {"before": null, "after": "released"}}`.
     pub changed: serde_json::Value,
 }
 
@@ -374,6 +395,7 @@ impl AuditEntry {
         let (tenant, source) = match subject {
             Subject::Tenant(tenant) => (Some(tenant), None),
             Subject::Source(source) => (None, Some(source)),
+            Subject::Routing => (None, None),
         };
         Self {
             at,

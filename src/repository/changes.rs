@@ -15,6 +15,7 @@ use crate::{
 /// - `seq` is assigned at commit, in the order in which changes become visible: a reader that asks for everything after
 ///   the last `seq` it saw misses nothing, whatever number of writers commit.
 /// - History may be pruned; a reader that fell behind is told so by [`Changes::truncated`].
+/// - The head of an answer is of the same moment as its changes, in what it says of the brake and of freezing, too.
 #[async_trait]
 pub trait ChangeLog: Debug + Send + Sync + 'static {
     /// Where the log stands.
@@ -57,13 +58,23 @@ pub struct ChangeHead {
     pub incarnation: Incarnation,
     /// The last change, or [`Seq::ZERO`] before the first.
     pub seq: Seq,
+    /// Up to where an administrator has let changes past the brakes of all routers, in this life of the control plane;
+    /// [`Seq::ZERO`] when nobody has.
+    pub released: Seq,
+    /// Whether an administrator has frozen routing in all processes.
+    pub frozen: bool,
 }
 
 impl ChangeHead {
-    /// A position.
+    /// A position, of a control plane where no brake was released and nothing is frozen.
     #[must_use]
     pub const fn new(incarnation: Incarnation, seq: Seq) -> Self {
-        Self { incarnation, seq }
+        Self {
+            incarnation,
+            seq,
+            released: Seq::ZERO,
+            frozen: false,
+        }
     }
 }
 
@@ -126,6 +137,8 @@ pub enum Subject {
     Tenant(TenantId),
     /// A data source, and so every tenant placed on it.
     Source(DataSourceId),
+    /// How all routers take changes. What it is now, [`ChangeHead`] says; that it changed is logged like any change.
+    Routing,
 }
 
 /// How something changed.
@@ -148,13 +161,19 @@ pub enum ChangeKind {
     Credential,
     /// It was deleted.
     Deleted,
+    /// Whatever the brakes of routers hold, up to this change, was let through.
+    Released,
+    /// Routing was frozen.
+    Frozen,
+    /// Routing goes on.
+    Thawed,
     /// In a way that this release has no word for, because a later one wrote the log.
     Other,
 }
 
 impl ChangeKind {
     /// Every kind that this release writes.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Created,
         Self::Names,
         Self::Status,
@@ -163,6 +182,9 @@ impl ChangeKind {
         Self::Address,
         Self::Credential,
         Self::Deleted,
+        Self::Released,
+        Self::Frozen,
+        Self::Thawed,
     ];
 
     /// The name used in SQL.
@@ -177,6 +199,9 @@ impl ChangeKind {
             Self::Address => "address",
             Self::Credential => "credential",
             Self::Deleted => "deleted",
+            Self::Released => "released",
+            Self::Frozen => "frozen",
+            Self::Thawed => "thawed",
             Self::Other => "other",
         }
     }

@@ -15,7 +15,8 @@ use crate::{error::Error, tenant::Seq};
 /// # Contract
 /// - Whatever is committed after [`listen`](ChangePush::listen) has returned is told to that listener, or the listener
 ///   fails. One that fails silently, because its connection leads nowhere any more, is found out by its reader.
-/// - Nothing that is not a routing change need be told.
+/// - A position is told when it can be read, so that whoever looks because of it finds the change.
+/// - What changes no route is not told, heartbeats above all: each process would look for each beat of each other.
 #[async_trait]
 pub trait ChangePush: Debug + Send + Sync + 'static {
     /// Begins to listen.

@@ -4,8 +4,9 @@ use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use super::{Biplane, CacheOptions, Clock, FeedOptions, Router, feed::Feed};
+use super::{Biplane, BrakeOptions, CacheOptions, Clock, FeedOptions, Router, feed::Feed};
 use crate::{
+    breaker::BreakerStatus,
     connector::{
         Connector, ConnectorStats, TenantRoute,
         memory::{MemoryConnector, MemoryDb},
@@ -43,6 +44,7 @@ pub struct Builder<S> {
     repository: Arc<dyn TenantRepository>,
     pub(super) settings: S,
     cache: CacheOptions,
+    brake: Option<BrakeOptions>,
     changes: Option<ChangeSource>,
     feed: FeedOptions,
     clock: Option<Clock>,
@@ -61,6 +63,7 @@ impl<H: Clone + Send + Sync + 'static> Biplane<H> {
             repository: Arc::new(repository),
             settings: connector,
             cache: CacheOptions::default(),
+            brake: Some(BrakeOptions::default()),
             feed: FeedOptions::default(),
             clock: None,
         }
@@ -81,6 +84,18 @@ impl<S: ConnectorSettings> Builder<S> {
     /// For how long routes are believed.
     pub fn cache(mut self, options: CacheOptions) -> Self {
         self.cache = options;
+        self
+    }
+
+    /// When changes are held because they would close or move too many tenants at once.
+    pub fn brake(mut self, options: BrakeOptions) -> Self {
+        self.brake = Some(options);
+        self
+    }
+
+    /// Lets every change act, whatever number of tenants it closes or moves. Routing can still be frozen.
+    pub fn without_brake(mut self) -> Self {
+        self.brake = None;
         self
     }
 
@@ -124,6 +139,7 @@ impl<S: ConnectorSettings> Builder<S> {
             repository: self.repository,
             settings,
             cache: self.cache,
+            brake: self.brake,
             changes: self.changes,
             feed: self.feed,
             clock: self.clock,
@@ -137,12 +153,16 @@ impl<S: ConnectorSettings> Builder<S> {
     /// [`InvalidConfiguration`](crate::error::ErrorKind::InvalidConfiguration) for settings that cannot work.
     pub fn build(self) -> Result<Biplane<<S::Connector as Connector>::Handle>, Error> {
         self.cache.check()?;
+        if let Some(brake) = &self.brake {
+            brake.check()?;
+        }
         self.feed.check()?;
         let connector = self.settings.connector()?;
         let clock = self.clock.unwrap_or_else(Clock::system);
         Ok(Biplane::new(Router::new(
             self.repository,
             self.cache,
+            self.brake,
             clock,
             self.changes.map(|source| Feed::new(source, self.feed)),
             connector,
@@ -200,6 +220,10 @@ where
 
     fn stats(&self) -> ConnectorStats {
         self.inner.stats()
+    }
+
+    fn breakers(&self) -> Vec<BreakerStatus> {
+        self.inner.breakers()
     }
 }
 

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 
 use super::{
-    CacheOptions, Clock, FeedHealth,
+    BrakeOptions, CacheOptions, Clock, FeedHealth,
     feed::Feed,
     flights::{Batch, Moment},
     known::{Admission, Known, StartWorker},
@@ -46,6 +46,7 @@ impl<H: Clone + Send + Sync + 'static> Core<H> {
     pub(super) fn new(
         repository: Arc<dyn TenantRepository>,
         options: CacheOptions,
+        brake: Option<BrakeOptions>,
         clock: Clock,
         feed: Option<Feed>,
         table: &Arc<Table<H>>,
@@ -55,7 +56,7 @@ impl<H: Clone + Send + Sync + 'static> Core<H> {
             load_timeout: options.load_timeout,
             reads_exact_time: options.fail_closed_after.is_some()
                 && !cfg!(biplane_mutant = "fail_closed_trusts_the_coarse_clock"),
-            known: Known::new(options, table),
+            known: Known::new(options, brake, table),
             clock,
             feed: feed.map(Arc::new),
             counters: Counters::default(),
@@ -105,6 +106,31 @@ impl<H: Clone + Send + Sync + 'static> Core<H> {
     pub(super) fn follow_changes(self: &Arc<Self>, runtime: &tokio::runtime::Handle) {
         if let Some(feed) = &self.feed {
             feed.start(self, runtime);
+        }
+    }
+
+    /// Releases the brake. What was held is read anew at once where there is a runtime, otherwise by whoever asks.
+    pub(super) fn release_brake(self: &Arc<Self>) {
+        self.let_go(|known, max_workers| known.release_brake(max_workers));
+    }
+
+    pub(super) fn thaw(self: &Arc<Self>) {
+        self.let_go(|known, max_workers| known.thaw(max_workers));
+    }
+
+    fn let_go(self: &Arc<Self>, let_go: impl FnOnce(&Known<H>, Option<usize>) -> Vec<StartWorker>) {
+        let runtime = runtime().ok();
+        let workers = let_go(&self.known, runtime.as_ref().map(|_| MAX_QUERIES));
+        if let Some(runtime) = runtime {
+            self.start(&runtime, workers);
+        }
+        self.tell_what_acts();
+    }
+
+    /// After what was held has been applied.
+    pub(super) fn tell_what_acts(&self) {
+        if let Some(feed) = self.feed.as_ref().filter(|_| self.known.all_acts()) {
+            feed.acts();
         }
     }
 
@@ -224,7 +250,12 @@ impl<H: Clone + Send + Sync + 'static> Worker<H> {
         loop {
             // Whoever is about to ask as well does so first, and shares the query.
             tokio::task::yield_now().await;
-            self.batch = self.core.known.take(MAX_NAMES);
+            let most = if cfg!(biplane_mutant = "each_name_is_a_query") {
+                1
+            } else {
+                MAX_NAMES
+            };
+            self.batch = self.core.known.take(most);
             let Some(batch) = &self.batch else {
                 self.done = true;
                 return;
@@ -316,7 +347,7 @@ mod tests {
         let routed = async |options: CacheOptions| {
             let connector = MemoryConnector::new(|_| ());
             let repository = Arc::new(control.clone());
-            let router = Router::new(repository, options, Clock::stalled(), None, connector);
+            let router = Router::new(repository, options, None, Clock::stalled(), None, connector);
             let _: MemoryDb<()> = router.route(&TenantRef::Slug(&slug)).await.unwrap();
             std::thread::sleep(bound);
             router.cached(&TenantRef::Slug(&slug)).is_some()

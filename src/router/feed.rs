@@ -46,10 +46,11 @@ pub enum FeedEngine {
 pub struct FeedHealth {
     /// How it hears of changes.
     pub engine: FeedEngine,
-    /// Up to where all changes act in this process; `None` before the change log was first read.
+    /// Up to where all changes act in this process; `None` before the change log was first read. It stands still while
+    /// changes are [held](super::BrakeHealth).
     pub applied: Option<Seq>,
     /// How long ago the change log was asked when it last had nothing more to tell: no route is older than that, but those
-    /// that are counted by `unsure_tenants`.
+    /// that are counted by `unsure_tenants` and by [`held_tenants`](super::BrakeHealth::held_tenants).
     pub lag: Option<Duration>,
     /// For how long the change log could not be read; `None` while it can.
     pub failing_for: Option<Duration>,
@@ -80,6 +81,8 @@ struct State {
     task: Option<AbortHandle>,
     stopped: bool,
     position: Option<ChangeHead>,
+    /// Up to where all changes act, which is less while some are held.
+    applied: Option<Seq>,
     /// When the log was asked that had nothing more to tell, by the router's clock.
     caught_up_at: Option<u64>,
     failing_since: Option<u64>,
@@ -141,7 +144,7 @@ impl Feed {
                 Some(_) => FeedEngine::Push,
                 None => FeedEngine::Polling,
             },
-            applied: state.position.map(|position| position.seq),
+            applied: state.applied,
             lag: state.caught_up_at.map(since),
             failing_for: state.failing_since.map(since),
             last_error: state.last_error,
@@ -156,9 +159,15 @@ impl Feed {
         self.state().position
     }
 
-    /// All changes up to here have been applied.
+    /// All changes up to here have been read.
     fn reached(&self, position: ChangeHead) {
         self.state().position = Some(position);
+    }
+
+    /// All that were read act.
+    pub(super) fn acts(&self) {
+        let mut state = self.state();
+        state.applied = state.position.map(|position| position.seq);
     }
 
     /// There were no more of them when the log was asked, and so many tenants are unsure.
@@ -180,6 +189,10 @@ impl Feed {
         tracing::warn!(
             "{why}; every cached tenant is looked at again, and served meanwhile as its age allows"
         );
+    }
+
+    fn is_failing(&self) -> bool {
+        self.state().failing_since.is_some()
     }
 
     fn could_read(&self) {
@@ -235,6 +248,9 @@ impl Jitter {
 
     /// Something between half the time and all of it.
     fn upper_half(&mut self, time: Duration) -> Duration {
+        if cfg!(biplane_mutant = "listeners_come_back_in_step") {
+            return time;
+        }
         scaled(time, 0.5 + 0.5 * self.fraction())
     }
 

@@ -26,10 +26,10 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind},
-    repository::{Change, ChangeKind, Found, Subject},
+    repository::{Change, ChangeHead, ChangeKind, Found, Subject},
     tenant::{
-        DataSource, DataSourceId, Isolation, Location, Placement, Resolved, Seq, Slug, Tenant, TenantId,
-        TenantName, TenantRecord, TenantRef, TenantStatus, Version,
+        DataSource, DataSourceId, Incarnation, Isolation, Location, Placement, Resolved, Seq, Slug, Tenant,
+        TenantId, TenantName, TenantRecord, TenantRef, TenantStatus, Version,
     },
 };
 
@@ -70,7 +70,7 @@ impl World {
         let table = Arc::new(Table::new());
         let tenants = vec![(TenantId::new(), 1), (TenantId::new(), 1)];
         Arc::new(Self {
-            known: Known::new(CacheOptions::default(), &table),
+            known: Known::new(CacheOptions::default(), None, &table),
             table,
             truth: Mutex::new(Truth {
                 tenants,
@@ -192,6 +192,7 @@ impl World {
     fn look(self: &Arc<Self>, changes: &[Change]) {
         let page = Page {
             changes,
+            head: head(),
             is_last: true,
             asked_at: NOW,
         };
@@ -207,6 +208,10 @@ impl World {
     fn names(&self) -> [TenantName; 2] {
         [TenantName::Id(self.id(0)), TenantName::Slug(SLUG)]
     }
+}
+
+fn head() -> ChangeHead {
+    ChangeHead::new(Incarnation::from_uuid(uuid::Uuid::nil()), Seq::ZERO)
 }
 
 fn source() -> Arc<DataSource> {
@@ -300,7 +305,7 @@ fn what_is_served_because_a_load_failed_does_not_outlast_a_change() {
         let world = World::new();
         let name = TenantName::Id(world.id(0));
         world.route(&name).unwrap();
-        world.known.begin_to_follow();
+        world.known.begin_to_follow(&head(), NOW);
         // So much later that it has to be asked for.
         let later = NOW + 1_000_000;
         let came = Arc::new(AtomicBool::new(false));
@@ -331,6 +336,7 @@ fn what_is_served_because_a_load_failed_does_not_outlast_a_change() {
                 let changes = [Change::new(Seq::FIRST, subject, ChangeKind::Status, at)];
                 let page = Page {
                     changes: &changes,
+                    head: head(),
                     is_last: true,
                     asked_at: later,
                 };

@@ -4,15 +4,18 @@
 //! invalidations since it began. Readers take no lock: a route carries its own end of freshness, so that retiring it
 //! there takes it from every name at once.
 
+mod brake;
 mod changes;
+mod holding;
 mod landing;
 
 use std::sync::{Arc, PoisonError, Weak, atomic::Ordering};
 
+pub use self::brake::BrakeHealth;
 pub(super) use self::changes::Page;
-use self::landing::Landing;
+use self::{brake::Brake, holding::News, landing::Landing};
 use super::{
-    CacheOptions, clock,
+    BrakeOptions, CacheOptions, clock,
     flights::{Batch, Flight, Flights, Joined, Moment},
     pacing::Pacing,
     sync::{AtomicBool, Map, Mutex, MutexGuard},
@@ -44,6 +47,8 @@ pub(super) struct Known<H> {
 struct Desk<H> {
     flights: Flights<Arc<Entry<H>>>,
     pacing: Pacing,
+    brake: Brake,
+    news: News,
 }
 
 /// The ages up to which a route may be served, in milliseconds, none above the bound that fails closed.
@@ -97,10 +102,15 @@ pub(super) enum Admission<H> {
 pub(super) struct StartWorker;
 
 impl<H: Clone + Send + Sync + 'static> Known<H> {
-    pub(super) fn new(options: CacheOptions, table: &Arc<Table<H>>) -> Self {
+    pub(super) fn new(options: CacheOptions, brake: Option<BrakeOptions>, table: &Arc<Table<H>>) -> Self {
         // The oldest make room: a scan pushes out other unknown names and nothing else.
+        let most = if cfg!(biplane_mutant = "every_unknown_name_is_remembered") {
+            u64::MAX
+        } else {
+            options.unknown_names
+        };
         let unknown = moka::sync::Cache::builder()
-            .max_capacity(options.unknown_names)
+            .max_capacity(most)
             .eviction_policy(moka::policy::EvictionPolicy::lru())
             .build();
         Self {
@@ -108,6 +118,8 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
             desk: Mutex::new(Desk {
                 flights: Flights::default(),
                 pacing: Pacing::new(&options),
+                brake: Brake::new(brake),
+                news: News::default(),
             }),
             options,
             routes: Map::new(),
@@ -206,10 +218,9 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         now: u64,
     ) {
         let mut desk = self.desk();
-        let Desk { flights, pacing } = &mut *desk;
-        let landing = Landing {
+        let mut landing = Landing {
             known: self,
-            flights,
+            desk: &mut desk,
             batch,
             asked_at,
             now,
@@ -217,23 +228,24 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         let answers: Vec<Answer<H>> = match outcomes {
             _ if self.is_closed() => vec![Err(ErrorKind::Closed.into()); batch.flights.len()],
             Err(error) => {
-                pacing.failed(&error, now);
+                landing.desk.pacing.failed(&error, now);
                 vec![Err(error); batch.flights.len()]
             }
             Ok(outcomes) => {
-                pacing.answered();
+                landing.desk.pacing.answered();
+                landing.weigh(&outcomes);
                 let outcomes = batch.flights.iter().zip(outcomes);
                 outcomes
                     .map(|(flight, outcome)| {
                         if let Ok(None) = outcome {
-                            pacing.found_unknown(&flight.name);
+                            landing.desk.pacing.found_unknown(&flight.name);
                         }
                         landing.learn(&flight.name, outcome)
                     })
                     .collect()
             }
         };
-        flights.end(batch);
+        desk.flights.end(batch);
         drop(desk);
         for (flight, answer) in batch.flights.iter().zip(answers) {
             flight.land(answer);
@@ -250,6 +262,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
     pub(super) fn invalidate(&self, tenant: TenantId) {
         let mut desk = self.desk();
         desk.flights.invalidate(tenant);
+        desk.brake.forget(tenant);
         self.forget(tenant);
         // A tenant that was created or renamed may have a name that was unknown until now.
         if !cfg!(biplane_mutant = "unknown_survives_invalidation") {
@@ -298,7 +311,8 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         let route = &entry.route;
         let stale_until = self.ages.stale_until(route);
         let refused = route.access() == Access::Refused && !cfg!(biplane_mutant = "closed_tenants_go_stale");
-        if refused || now >= stale_until || route.is_retired() {
+        let never = cfg!(biplane_mutant = "nothing_stale_is_served");
+        if refused || now >= stale_until || route.is_retired() || never {
             return None;
         }
         if !desk.flights.has_changed_since(moment) || cfg!(biplane_mutant = "failures_outlast_changes") {

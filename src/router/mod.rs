@@ -38,7 +38,8 @@ pub use self::{
     builder::{Builder, ConnectorSettings, Mapped, MappedConnector},
     clock::Clock,
     feed::{FeedEngine, FeedHealth},
-    options::{CacheOptions, FeedOptions},
+    known::BrakeHealth,
+    options::{BrakeOptions, CacheOptions, FeedOptions},
     stats::RouterStats,
     warm_up::WarmUp,
 };
@@ -46,6 +47,7 @@ use self::{core::Core, feed::Feed, table::Table};
 #[cfg(feature = "postgres")]
 use crate::plane::TenantDb;
 use crate::{
+    breaker::BreakerStatus,
     connector::{Connector, Routes, TenantRoute},
     error::{Error, ErrorKind},
     repository::TenantRepository,
@@ -67,6 +69,9 @@ use crate::{
 ///   without one, a route is read anew when it is no longer fresh, and served until that was done for no longer than
 ///   [`CacheOptions`] say.
 /// - What is known is not replaced by what is older: a lower version of the tenant, or of the name.
+/// - A change that would close or move more than a set share of the open tenants at once does not act before somebody says
+///   that it is meant, and none does while routing is frozen: open tenants are served as they were, as long as the age of
+///   their routes allows, and [`RouterStats::brake`] tells.
 #[async_trait]
 pub trait TenantRouter: Debug + Send + Sync + 'static {
     /// What a name leads to.
@@ -93,6 +98,27 @@ pub trait TenantRouter: Debug + Send + Sync + 'static {
     /// Safe: done or not begun.
     async fn invalidate(&self, tenant: TenantId);
 
+    /// Lets the changes that the brake holds act: whoever asks once this returns is told how things are. It engages
+    /// again when as much changes anew. See [`BrakeOptions`].
+    ///
+    /// # Cancel safety
+    /// Safe: done or not begun.
+    async fn release_brake(&self);
+
+    /// Keeps the open tenants that are cached as they are, whatever changes, until [`thaw`](TenantRouter::thaw): for as
+    /// long as the age of their routes allows. Others are loaded as usual.
+    ///
+    /// # Cancel safety
+    /// Safe: done or not begun.
+    async fn freeze(&self);
+
+    /// Ends [`freeze`](TenantRouter::freeze): whatever has changed meanwhile acts, unless the control plane has frozen
+    /// routing as well or the brake holds it.
+    ///
+    /// # Cancel safety
+    /// Safe: done or not begun.
+    async fn thaw(&self);
+
     /// Gives out nothing more and ends all connections; work in progress may go on until `deadline`. Handles that
     /// were given out answer [`Closed`](ErrorKind::Closed) from now on.
     ///
@@ -102,6 +128,9 @@ pub trait TenantRouter: Debug + Send + Sync + 'static {
 
     /// How the router is doing.
     fn stats(&self) -> RouterStats;
+
+    /// How each breaker is doing: what is left alone for now, and until when.
+    fn breakers(&self) -> Vec<BreakerStatus>;
 }
 
 /// A router, as a service holds it: cheap to clone, and without a type parameter to carry through the application.
@@ -154,6 +183,33 @@ impl<H: Clone + Send + Sync + 'static> Biplane<H> {
         self.0.invalidate(tenant).await;
     }
 
+    /// Lets the changes that the brake of this process holds act, as [`TenantRouter::release_brake`]. For all processes:
+    /// [`TenantAdmin::release_brake`](crate::repository::TenantAdmin::release_brake), or
+    /// `select biplane_control.release_brake()`.
+    ///
+    /// # Cancel safety
+    /// Safe: done or not begun.
+    pub async fn release_brake(&self) {
+        self.0.release_brake().await;
+    }
+
+    /// Freezes the routes of this process, as [`TenantRouter::freeze`]. For all processes:
+    /// [`TenantAdmin::freeze`](crate::repository::TenantAdmin::freeze), or `select biplane_control.freeze()`.
+    ///
+    /// # Cancel safety
+    /// Safe: done or not begun.
+    pub async fn freeze(&self) {
+        self.0.freeze().await;
+    }
+
+    /// Lets them go on, as [`TenantRouter::thaw`].
+    ///
+    /// # Cancel safety
+    /// Safe: done or not begun.
+    pub async fn thaw(&self) {
+        self.0.thaw().await;
+    }
+
     /// Closes the router, as [`TenantRouter::close`].
     ///
     /// # Cancel safety
@@ -166,6 +222,14 @@ impl<H: Clone + Send + Sync + 'static> Biplane<H> {
     #[must_use]
     pub fn stats(&self) -> RouterStats {
         self.0.stats()
+    }
+
+    /// How each breaker is doing that stands before something in use, or that is open: which endpoints and logins are
+    /// left alone for now, until when, and how many callers that has cost. [`RouterStats::connector`] has their number.
+    /// It is for those who look, and takes time in proportion to the endpoints and logins in use.
+    #[must_use]
+    pub fn breakers(&self) -> Vec<BreakerStatus> {
+        self.0.breakers()
     }
 
     /// Up to where the changes of the control plane act in this process, for the heartbeat that tells others;
@@ -247,12 +311,13 @@ impl<C: Connector> Router<C> {
     fn new(
         repository: Arc<dyn TenantRepository>,
         options: CacheOptions,
+        brake: Option<BrakeOptions>,
         clock: Clock,
         feed: Option<Feed>,
         connector: C,
     ) -> Self {
         let table = Arc::new(Table::new());
-        let core = Arc::new(Core::new(repository, options, clock, feed, &table));
+        let core = Arc::new(Core::new(repository, options, brake, clock, feed, &table));
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             core.follow_changes(&runtime);
         }
@@ -290,6 +355,18 @@ impl<C: Connector> TenantRouter for Router<C> {
         self.core.known.invalidate(tenant);
     }
 
+    async fn release_brake(&self) {
+        self.core.release_brake();
+    }
+
+    async fn freeze(&self) {
+        self.core.known.freeze(self.core.now());
+    }
+
+    async fn thaw(&self) {
+        self.core.thaw();
+    }
+
     async fn close(&self, deadline: Duration) {
         self.core.stop_following();
         self.core.known.close();
@@ -298,8 +375,20 @@ impl<C: Connector> TenantRouter for Router<C> {
 
     fn stats(&self) -> RouterStats {
         let core = &self.core;
-        core.counters
-            .snapshot(core.known.tenants(), self.connector.stats(), core.feed_health())
+        let brake = core.known.brake_health(core.now());
+        core.counters.snapshot(
+            core.known.tenants(),
+            self.connector.stats(),
+            core.feed_health(),
+            brake,
+        )
+    }
+
+    fn breakers(&self) -> Vec<BreakerStatus> {
+        if cfg!(biplane_mutant = "breakers_are_not_told") {
+            return Vec::new();
+        }
+        self.connector.breakers()
     }
 }
 

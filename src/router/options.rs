@@ -207,3 +207,84 @@ impl FeedOptions {
         Ok(())
     }
 }
+
+/// When a router takes a change for a mistake: a statement without its `where`, a script gone wrong, a control plane that
+/// was restored from the wrong backup or emptied.
+///
+/// What counts is an open tenant that is cached and that changes status, placement, names or the address of its data
+/// source, or is deleted, each once within the window; a data source counts for every tenant on it. New tenants,
+/// credentials and settings do not count, nor do closed tenants: opening takes nothing from anybody. It is counted by
+/// what the change log says and by what is found when records are read, so that it also holds where the log was lost.
+///
+/// All that is found at once is weighed before any of it acts. Over the line, none of it does, and nothing more that would
+/// close or move an open tenant, until somebody lets it through ([`Biplane::release_brake`](crate::Biplane::release_brake)).
+/// Tenants that are not cached are loaded as usual, and whatever acted before stays.
+///
+/// After changes may have been missed, because history was pruned or the control plane was restored, the line is drawn
+/// among the tenants that were read again, and not among all: `percent` of at least `at_least` of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BrakeOptions {
+    /// More than so many of a hundred open tenants engage it. 50 by default: maintenance of one of several data servers
+    /// passes, and whatever is about everybody is asked about.
+    pub percent: u8,
+    /// Below so many open tenants it never engages. 20 by default: with a few, any change is a large share of them, and a
+    /// person oversees them all.
+    pub at_least: usize,
+    /// For how long a change counts. 1 min by default: a loop over all tenants takes seconds, and people who change one
+    /// tenant after the other do not get through half of them in a minute.
+    pub window: Duration,
+}
+
+impl Default for BrakeOptions {
+    fn default() -> Self {
+        Self {
+            percent: 50,
+            at_least: 20,
+            window: Duration::from_secs(60),
+        }
+    }
+}
+
+impl BrakeOptions {
+    /// The same with another share, of a hundred.
+    #[must_use]
+    pub const fn percent(mut self, percent: u8) -> Self {
+        self.percent = percent;
+        self
+    }
+
+    /// The same with another number of tenants below which it never engages.
+    #[must_use]
+    pub const fn at_least(mut self, tenants: usize) -> Self {
+        self.at_least = tenants;
+        self
+    }
+
+    /// The same with another time for which a change counts.
+    #[must_use]
+    pub const fn window(mut self, time: Duration) -> Self {
+        self.window = time;
+        self
+    }
+
+    /// Whether so many of so many are too many.
+    pub(super) const fn stops(&self, changed: usize, of: usize) -> bool {
+        of >= self.at_least
+            && changed.saturating_mul(100) > of.saturating_mul(self.percent as usize)
+            && !cfg!(biplane_mutant = "brake_never_engages")
+    }
+
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let invalid = |detail: &'static str| Err(Error::new(ErrorKind::InvalidConfiguration).detail(detail));
+        if !(1..=99).contains(&self.percent) {
+            return invalid(
+                "brake option percent is not between 1 and 99; build with without_brake if it shall never engage",
+            );
+        }
+        if self.window.is_zero() {
+            return invalid("brake option window must be above 0, or nothing would be counted");
+        }
+        Ok(())
+    }
+}

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::FeedHealth;
+use super::{BrakeHealth, FeedHealth};
 use crate::connector::ConnectorStats;
 
 /// How a router is doing. Counters only rise.
@@ -44,6 +44,8 @@ pub struct RouterStats {
     pub connector: ConnectorStats,
     /// The change feed.
     pub feed: FeedHealth,
+    /// Whether changes are held back.
+    pub brake: BrakeHealth,
 }
 
 /// Counters, of which the first is written by every warm lookup: each thread has a line of its own for it.
@@ -121,6 +123,7 @@ impl Counters {
         cached_tenants: usize,
         connector: ConnectorStats,
         feed: FeedHealth,
+        brake: BrakeHealth,
     ) -> RouterStats {
         RouterStats {
             hits: self
@@ -140,6 +143,7 @@ impl Counters {
             cached_tenants,
             connector,
             feed,
+            brake,
         }
     }
 }
@@ -182,7 +186,12 @@ mod tests {
                     scope.spawn(|| (0..hits).for_each(|_| counters.hit()));
                 }
             });
-            let counted = counters.snapshot(0, ConnectorStats::default(), FeedHealth::default());
+            let counted = counters.snapshot(
+                0,
+                ConnectorStats::default(),
+                FeedHealth::default(),
+                BrakeHealth::default(),
+            );
             assert_eq!(counted.hits, round * (threads * hits) as u64);
         }
     }

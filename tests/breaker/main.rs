@@ -8,6 +8,7 @@ mod data_plane;
 mod door;
 mod logins;
 mod quiet;
+mod seen;
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -17,6 +18,7 @@ use biplane::{
     plane::TenantDb,
     pool::{BreakerOptions, PoolOptions},
     repository::SourceChange,
+    router::CacheOptions,
     tenant::{Endpoint, PoolSettings},
     testing::{postgres::Cluster, wait},
 };
@@ -393,18 +395,49 @@ async fn waiting_in_vain_for_our_own_connections_says_nothing_about_the_server()
     let placed = behind_with(&world, &[&door.endpoint], Wish::max(1)).await;
     let mut options = options(2);
     options.wait_timeout = Duration::from_millis(20);
-    let biplane = biplane(&world, options, for_good().failures(NonZeroU32::MIN));
+    // Nothing else asks the control plane again.
+    let biplane = Biplane::postgres(world.control.clone(), world.credentials.clone())
+        .pool(options)
+        .breakers(for_good().failures(NonZeroU32::MIN))
+        .cache(CacheOptions::default().fresh_for(LONG))
+        .without_changes()
+        .build()
+        .unwrap();
     let db = biplane.route(&placed.slug).await.unwrap();
     let held = wait::until_some("a connection", LIMIT, async || db.acquire().await.ok())
         .await
         .unwrap();
+    let loads = biplane.stats().loads;
     for _ in 0..5 {
         let scope = BudgetScope::DataSource;
         assert_eq!(kind(db.begin().await), ErrorKind::BudgetExhausted { scope });
         assert!(give_up_after(2, db.begin()).await.is_none());
     }
     assert_eq!(biplane.stats().connector.open_breakers, 0);
+    assert_eq!(biplane.stats().loads, loads, "nor about where the data is");
     drop(held);
+    backend(&db).await;
+}
+
+#[tokio::test]
+async fn what_a_statement_is_refused_for_says_nothing_about_the_server() {
+    let world = World::new(shared().await);
+    let door = Door::before(world.cluster.endpoint()).await;
+    let placed = behind(&world, &door).await;
+    let biplane = biplane(&world, options(4), for_good().failures(NonZeroU32::MIN));
+    let db = biplane.route(&placed.slug).await.unwrap();
+    for _ in 0..10 {
+        for sql in [
+            "select 1 / 0",
+            "select no_such_column",
+            "not sql at all",
+            "do $$ begin raise exception 'as if it were starting' using errcode = '57P03'; end $$",
+            "do $$ begin raise exception 'as if the password were wrong' using errcode = '28P01'; end $$",
+        ] {
+            sqlx::query(sql).execute(&db).await.unwrap_err();
+        }
+    }
+    assert_eq!(biplane.stats().connector.open_breakers, 0);
     backend(&db).await;
 }
 

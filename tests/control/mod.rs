@@ -17,13 +17,13 @@ use std::{
 use biplane::{
     plane::{ControlDb, ControlOptions, RoleName},
     repository::{
-        ChangeLog, ControlSchema, CredentialStore, Grants, Instances, PgTenantAdmin, PgTenants, TenantAdmin,
-        TenantRepository,
+        ChangeLog, ChangePush, ControlSchema, CredentialStore, Grants, Instances, PgTenantAdmin, PgTenants,
+        TenantAdmin, TenantRepository,
     },
     secret::Credential,
     tenant::{TenantId, TenantRecord},
     testing::{
-        conformance::{Backend, ReadBackend, async_trait, seed_through},
+        conformance::{Backend, PushBackend, ReadBackend, async_trait, seed_through},
         postgres::Cluster,
     },
 };
@@ -218,15 +218,25 @@ impl Backend for Postgres {
             format!(
                 "update biplane_control.instance set started_at = started_at - {time},
                     seen_at = seen_at - {time}, steady_since = steady_since - {time};
-                 update biplane_control.instance_key set used_at = used_at - {time}"
+                 update biplane_control.instance_key set used_at = used_at - {time};
+                 set session_replication_role = replica;
+                 update biplane_control.change set at = at - {time};
+                 reset session_replication_role"
             ),
         )
         .await
         .unwrap();
     }
 
-    async fn prune(&self) {
-        self.pg_admin().prune_changes(Duration::ZERO).await.unwrap();
+    async fn prune(&self, keep: Duration) {
+        self.pg_admin().prune_changes(keep).await.unwrap();
+    }
+}
+
+#[async_trait]
+impl PushBackend for Postgres {
+    fn push(&self) -> Arc<dyn ChangePush> {
+        Arc::new(self.pg_tenants())
     }
 }
 

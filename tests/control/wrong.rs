@@ -1,5 +1,8 @@
 //! A control plane in memory that breaks one promise.
 
+#[path = "wrong_push.rs"]
+mod push;
+
 use std::{
     collections::{HashMap, HashSet},
     num::NonZeroU32,
@@ -53,6 +56,14 @@ pub(crate) enum How {
     OldKeysStay,
     KeysAreNeverIdle,
     SilenceIsNotCounted,
+    PruningTakesAll,
+    PushTellsOnce,
+    PushTellsTheFirstListenerAlone,
+    PushTellsTooSoon,
+    PushLagsBehind,
+    PushTellsBeats,
+    FreezingIsIgnored,
+    ReleasesReachAhead,
 }
 
 #[derive(Clone, Debug)]
@@ -60,6 +71,8 @@ pub(crate) struct Wrong {
     how: How,
     inner: MemoryControl,
     sources: Arc<Mutex<HashMap<DataSourceId, Arc<DataSource>>>>,
+    beats: push::Beats,
+    listened_to: push::Listened,
 }
 
 impl Wrong {
@@ -68,6 +81,8 @@ impl Wrong {
             how,
             inner: MemoryControl::new(),
             sources: Arc::default(),
+            beats: push::Beats::default(),
+            listened_to: push::Listened::default(),
         }
     }
 
@@ -192,12 +207,17 @@ impl TenantRepository for Wrong {
 #[async_trait]
 impl ChangeLog for Wrong {
     async fn head(&self) -> Result<ChangeHead, Error> {
-        self.inner.head().await
+        let mut head = self.inner.head().await?;
+        if self.how == How::ReleasesReachAhead {
+            head.released = head.seq;
+        }
+        Ok(head)
     }
 
     async fn since(&self, after: Seq, limit: NonZeroU32) -> Result<Changes, Error> {
         let mut changes = self.inner.since(after, limit).await?;
         match self.how {
+            How::ReleasesReachAhead => changes.head.released = changes.head.seq,
             How::NewestChangesFirst => {
                 let all = self.inner.since(after, NonZeroU32::MAX).await?.changes;
                 let rest = all.len().saturating_sub(limit.get() as usize);
@@ -344,6 +364,21 @@ impl TenantAdmin for Wrong {
         self.inner.delete(&self.actor(by), id, expected).await
     }
 
+    async fn release_brake(&self, by: &Actor) -> Result<(), Error> {
+        self.inner.release_brake(&self.actor(by)).await
+    }
+
+    async fn freeze(&self, by: &Actor) -> Result<(), Error> {
+        match self.how {
+            How::FreezingIsIgnored => Ok(()),
+            _ => self.inner.freeze(&self.actor(by)).await,
+        }
+    }
+
+    async fn thaw(&self, by: &Actor) -> Result<(), Error> {
+        self.inner.thaw(&self.actor(by)).await
+    }
+
     async fn audit(&self, tenant: Option<TenantId>, limit: NonZeroU32) -> Result<Vec<AuditEntry>, Error> {
         self.inner.audit(tenant, limit).await
     }
@@ -424,6 +459,8 @@ impl Instances for Wrong {
             beat.keys
                 .extend(old.into_iter().filter(|old| !new.contains(&old.id)));
         }
+        // Nobody may be listening.
+        let _ = self.beats.0.send(());
         self.inner.beat(&beat).await
     }
 
@@ -484,7 +521,10 @@ impl Backend for Wrong {
         self.inner.advance(time);
     }
 
-    async fn prune(&self) {
-        self.inner.prune_changes(Duration::ZERO);
+    async fn prune(&self, keep: Duration) {
+        self.inner.prune_changes(match self.how {
+            How::PruningTakesAll => Duration::ZERO,
+            _ => keep,
+        });
     }
 }

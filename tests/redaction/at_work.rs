@@ -5,6 +5,7 @@ use std::{fs, os::unix::fs::OpenOptionsExt, path::PathBuf, sync::Arc, time::Dura
 use async_trait::async_trait;
 use biplane::{
     Biplane,
+    breaker::BreakerStatus,
     connector::{
         Connector, ConnectorStats, TenantRoute,
         memory::MemoryConnector,
@@ -254,6 +255,10 @@ impl Connector for Probe {
 
     fn stats(&self) -> ConnectorStats {
         ConnectorStats::default()
+    }
+
+    fn breakers(&self) -> Vec<BreakerStatus> {
+        Vec::new()
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a router promises, held against a control plane in memory that the tests break at will. No server is needed.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod brake;
 mod close;
 mod dropping;
 mod feed;

@@ -1,11 +1,12 @@
 //! A control plane that the test breaks, holds and questions, and a router on it.
 
 use std::{
+    cell::RefCell,
     collections::VecDeque,
     fmt,
     num::NonZeroU32,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Once,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -14,6 +15,7 @@ use std::{
 use async_trait::async_trait;
 use biplane::{
     Biplane,
+    breaker::BreakerStatus,
     connector::{Connector, ConnectorStats, TenantRoute, memory::MemoryDb},
     error::{Error, ErrorKind},
     repository::{
@@ -167,6 +169,10 @@ impl Connector for Records {
 
     fn stats(&self) -> ConnectorStats {
         ConnectorStats::default()
+    }
+
+    fn breakers(&self) -> Vec<BreakerStatus> {
+        Vec::new()
     }
 }
 
@@ -480,5 +486,48 @@ impl ChangeListener for Ear {
 pub(crate) async fn settle() {
     for _ in 0..50 {
         tokio::task::yield_now().await;
+    }
+}
+
+/// Keeps what is logged on this thread from here on.
+pub(crate) fn listen_to_the_log() {
+    static ONCE: Once = Once::new();
+    // For the whole process, because whether a place in the code logs at all is remembered for all threads.
+    ONCE.call_once(|| {
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(|| ThisThread)
+            .with_ansi(false)
+            .finish();
+        tracing::subscriber::set_global_default(subscriber).expect("nobody else listens");
+    });
+    LINES.set(Some(Vec::new()));
+}
+
+/// The lines that were logged since then or since this was last asked.
+pub(crate) fn logged() -> Vec<String> {
+    let text = LINES.replace(Some(Vec::new())).expect("the test listens");
+    let text = String::from_utf8(text).expect("the log is text");
+    text.lines().map(str::to_owned).collect()
+}
+
+thread_local! {
+    /// What was logged on this thread, if the test on it wants to know.
+    static LINES: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
+}
+
+struct ThisThread;
+
+impl std::io::Write for ThisThread {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        LINES.with_borrow_mut(|lines| {
+            if let Some(lines) = lines {
+                lines.extend_from_slice(bytes);
+            }
+        });
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }

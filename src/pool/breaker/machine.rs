@@ -79,6 +79,16 @@ pub(in crate::pool) enum Weight {
     Conclusive,
 }
 
+impl<T> Admission<T> {
+    pub(in crate::pool) fn map<U>(self, with: impl FnOnce(T) -> U) -> Admission<U> {
+        match self {
+            Self::Granted(value) => Admission::Granted(with(value)),
+            Self::Hold => Admission::Hold,
+            Self::Refused(time) => Admission::Refused(time),
+        }
+    }
+}
+
 impl Machine {
     pub(super) const fn new(rules: Rules) -> Self {
         Self {
@@ -209,7 +219,12 @@ impl Machine {
         let Rules {
             shortest, longest, ..
         } = self.rules;
-        let doubled = 2_u32.checked_pow(self.opened).unwrap_or(u32::MAX);
+        let times = if cfg!(biplane_mutant = "back_off_does_not_grow") {
+            1
+        } else {
+            self.opened
+        };
+        let doubled = 2_u32.checked_pow(times).unwrap_or(u32::MAX);
         let most = shortest.saturating_mul(doubled).min(longest);
         let least = shortest.max(most / 2);
         let spread = most.saturating_sub(least).mul_f64(random.clamp(0.0, 1.0));

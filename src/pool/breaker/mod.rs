@@ -7,12 +7,12 @@
 //! All of them are under one lock, which is held for moments: to let an attempt through, and to hear how it ended. What
 //! follows from a change, log lines included, is done by the caller once the lock is released.
 
+mod entry;
+mod log;
 mod machine;
 mod options;
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    fmt,
     ops::Bound,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -24,108 +24,27 @@ use std::{
 use tokio::time::Instant;
 
 pub(super) use self::machine::{Admission, Outcome, Ticket, Weight};
-use self::machine::{Machine, Rules, State};
 pub use self::options::BreakerOptions;
+use self::{
+    entry::{Entries, Entry},
+    log::{Line, Outage},
+    machine::State,
+};
 use super::{
     locked,
     scheduler::{Leave, StackId},
 };
 use crate::{
+    breaker::{BreakerScope, BreakerState, BreakerStatus},
     error::Error,
     tenant::{CredentialVersion, DataSourceId, Endpoint, Role},
 };
-
-/// How often an open breaker says in the log how many were refused.
-const SUMMARY_EVERY: Duration = Duration::from_secs(60);
-
-/// What a breaker stands before.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum BreakerScope {
-    /// An address, for all data sources there.
-    Endpoint(Endpoint),
-    /// A login at a data source, for whatever endpoint.
-    Login {
-        /// The data source.
-        source: DataSourceId,
-        /// For what the login is.
-        role: Role,
-        /// Which of its credentials.
-        version: CredentialVersion,
-    },
-}
-
-/// What a breaker lets through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum BreakerState {
-    /// Everything.
-    Closed,
-    /// Nothing, for this long; after that one attempt.
-    Open {
-        /// Until then.
-        retry_after: Duration,
-    },
-    /// Nothing but the one attempt that is under way.
-    Probing,
-    /// That many attempts at once.
-    Recovering {
-        /// How many.
-        at_once: u32,
-    },
-}
-
-/// How one breaker is doing. Holds no secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct BreakerStatus {
-    /// What it stands before.
-    pub scope: BreakerScope,
-    /// What it lets through.
-    pub state: BreakerState,
-    /// Callers that it refused since it opened, or the last time that it was open.
-    pub refused: u64,
-}
 
 /// Breakers of one process.
 #[derive(Debug)]
 pub(super) struct Breakers {
     options: BreakerOptions,
     entries: Mutex<Entries>,
-}
-
-#[derive(Debug, Default)]
-struct Entries {
-    all: HashMap<BreakerScope, Entry>,
-    refused: u64,
-}
-
-#[derive(Debug)]
-struct Entry {
-    machine: Machine,
-    /// Whether it is open, for those who must know it without the lock.
-    tripped: Arc<AtomicBool>,
-    /// Whether somebody is finding out if a failure was final. Meanwhile nobody tries.
-    in_question: bool,
-    /// Attempts under way.
-    attempts: u32,
-    /// Stacks that may not connect for now.
-    held: BTreeSet<StackId>,
-    /// The one that was let go last; it comes last the next time.
-    let_go: Option<StackId>,
-    used: Instant,
-    reason: Option<Error>,
-    outage: Option<Outage>,
-    refused: u64,
-}
-
-/// An outage that the log knows of.
-#[derive(Debug)]
-struct Outage {
-    since: Instant,
-    told: Instant,
-    /// What `refused` was then.
-    refused_then: u64,
 }
 
 /// Which breakers an attempt goes by.
@@ -183,14 +102,6 @@ pub(super) struct Effects {
     line: Option<Line>,
 }
 
-/// What the log is told.
-#[derive(Clone, Debug)]
-enum Line {
-    Opened(BreakerScope, Duration, Option<Error>),
-    Closed(BreakerScope, Duration, u64),
-    Still(BreakerScope, Duration, u64),
-}
-
 impl Breakers {
     pub(super) fn new(options: BreakerOptions) -> Self {
         Self {
@@ -205,6 +116,9 @@ impl Breakers {
         let looked = entries.look(guard, now).map(|_| ());
         if let Admission::Refused(_) = looked {
             entries.count_refused(guard, 1, now);
+            if cfg!(biplane_mutant = "each_refusal_is_logged") {
+                tracing::warn!(breaker = %guard.login(), "refused");
+            }
         }
         looked
     }
@@ -342,7 +256,11 @@ impl Breakers {
         if after && was != is && matches!(is, State::Open { .. }) {
             effects.opened = outcome != Outcome::Abandoned;
         }
-        match (&entry.outage, before, after) {
+        let known = entry
+            .outage
+            .as_ref()
+            .filter(|_| !cfg!(biplane_mutant = "each_failed_probe_is_logged"));
+        match (known, before, after) {
             (None, _, true) => {
                 entry.refused = 0;
                 entry.outage = Some(Outage {
@@ -438,180 +356,11 @@ impl Breakers {
     }
 }
 
-impl Entries {
-    fn entry(&mut self, scope: &BreakerScope, options: &BreakerOptions, now: Instant) -> &mut Entry {
-        if !self.all.contains_key(scope) {
-            self.all.insert(scope.clone(), Entry::new(scope, options, now));
-        }
-        let entry = self.all.get_mut(scope).expect("it was put there");
-        entry.used = now;
-        entry
-    }
-
-    /// Whether the login lets an attempt through, and which endpoint does first.
-    fn look(&self, guard: &Guard, now: Instant) -> Admission<usize> {
-        let look = |scope| match self.all.get(scope) {
-            None => Admission::Granted(()),
-            Some(entry) => Entry::look(entry, now),
-        };
-        match look(&guard.login) {
-            Admission::Granted(()) => {}
-            Admission::Hold => return Admission::Hold,
-            Admission::Refused(time) => return Admission::Refused(time),
-        }
-        let mut best = Admission::Refused(Duration::MAX);
-        for (index, endpoint) in guard.endpoints.iter().enumerate() {
-            match (look(endpoint), &best) {
-                (Admission::Granted(()), _) => return Admission::Granted(index),
-                (Admission::Hold, _) => best = Admission::Hold,
-                (Admission::Refused(time), Admission::Refused(shortest)) if time < *shortest => {
-                    best = Admission::Refused(time);
-                }
-                (Admission::Refused(_), _) => {}
-            }
-        }
-        best
-    }
-
-    fn count_refused(&mut self, guard: &Guard, callers: u64, now: Instant) {
-        self.refused += callers;
-        for scope in guard.all() {
-            if let Some(entry) = self.all.get_mut(scope)
-                && entry.machine.is_open()
-            {
-                entry.used = now;
-                entry.refused += callers;
-            }
-        }
-    }
-}
-
-impl Entry {
-    fn new(scope: &BreakerScope, options: &BreakerOptions, now: Instant) -> Self {
-        let slow_start = match scope {
-            BreakerScope::Endpoint(_) => Some(options.slow_start.get()),
-            // How many connect at once is up to the endpoint.
-            BreakerScope::Login { .. } => None,
-        };
-        Self {
-            machine: Machine::new(Rules {
-                failures: options.failures.get(),
-                shortest: options.shortest,
-                longest: options.longest,
-                slow_start,
-            }),
-            tripped: Arc::default(),
-            in_question: false,
-            attempts: 0,
-            held: BTreeSet::new(),
-            let_go: None,
-            used: now,
-            reason: None,
-            outage: None,
-            refused: 0,
-        }
-    }
-
-    fn look(&self, now: Instant) -> Admission<()> {
-        match self.machine.look(now) {
-            Admission::Granted(()) if self.in_question => Admission::Hold,
-            looked => looked,
-        }
-    }
-
-    fn admit(&mut self, now: Instant) -> Option<Ticket> {
-        let Admission::Granted(ticket) = self.machine.admit(now) else {
-            return None;
-        };
-        self.attempts += 1;
-        self.tripped.store(self.machine.is_open(), Relaxed);
-        Some(ticket)
-    }
-
-    fn summary(&mut self, scope: &BreakerScope, now: Instant) -> Option<Line> {
-        let refused = self.refused;
-        let outage = self.outage.as_mut()?;
-        if now.saturating_duration_since(outage.told) < SUMMARY_EVERY {
-            return None;
-        }
-        let since_then = refused - std::mem::replace(&mut outage.refused_then, refused);
-        outage.told = now;
-        let lasts = now.saturating_duration_since(outage.since);
-        Some(Line::Still(scope.clone(), lasts, since_then))
-    }
-
-    /// Whether nobody uses it, and has not for so long that what it knows is out of date.
-    fn is_idle(&self, now: Instant, idle: Duration) -> bool {
-        let unused = self.attempts == 0
-            && self.held.is_empty()
-            && !self.in_question
-            && Arc::strong_count(&self.tripped) == 1;
-        let closed = self.machine.state() == State::Closed { failures: 0 };
-        unused && (closed || now.saturating_duration_since(self.used) >= idle)
-    }
-}
-
 impl Effects {
     /// Tells the log.
     pub(super) fn write(&self) {
         if let Some(line) = &self.line {
             line.clone().write();
-        }
-    }
-}
-
-impl Line {
-    fn write(self) {
-        match self {
-            Self::Opened(scope, time, Some(reason)) => tracing::warn!(
-                breaker = %scope,
-                retry_after_ms = time.as_millis() as u64,
-                %reason,
-                "failures in a row; it is left alone for now"
-            ),
-            Self::Opened(scope, time, None) => tracing::warn!(
-                breaker = %scope,
-                retry_after_ms = time.as_millis() as u64,
-                "failures in a row; it is left alone for now"
-            ),
-            Self::Closed(scope, lasted, refused) => tracing::info!(
-                breaker = %scope,
-                after_ms = lasted.as_millis() as u64,
-                refused,
-                "it works again"
-            ),
-            Self::Still(scope, lasts, refused) => tracing::warn!(
-                breaker = %scope,
-                for_s = lasts.as_secs(),
-                refused,
-                "it still fails; callers refused since the last report"
-            ),
-        }
-    }
-}
-
-impl<T> Admission<T> {
-    fn map<U>(self, with: impl FnOnce(T) -> U) -> Admission<U> {
-        match self {
-            Self::Granted(value) => Admission::Granted(with(value)),
-            Self::Hold => Admission::Hold,
-            Self::Refused(time) => Admission::Refused(time),
-        }
-    }
-}
-
-impl fmt::Display for BreakerScope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Endpoint(endpoint) => write!(f, "endpoint {endpoint}"),
-            Self::Login {
-                source,
-                role,
-                version,
-            } => write!(
-                f,
-                "login of data source {source}, role {role}, credential version {version}"
-            ),
         }
     }
 }

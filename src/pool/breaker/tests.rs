@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, io};
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    machine::{Machine, Rules},
+    *,
+};
 use crate::error::ErrorKind;
 
 const SHORTEST: Duration = Duration::from_millis(500);

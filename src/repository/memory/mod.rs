@@ -316,6 +316,24 @@ impl TenantAdmin for MemoryControl {
         self.edit(by, id, expected, Edit::Status(TenantStatus::Deleted))
     }
 
+    async fn release_brake(&self, by: &Actor) -> Result<(), Error> {
+        rules::actor(by)?;
+        self.with(|state| state.release_brake(by));
+        Ok(())
+    }
+
+    async fn freeze(&self, by: &Actor) -> Result<(), Error> {
+        rules::actor(by)?;
+        self.with(|state| state.set_frozen(by, true));
+        Ok(())
+    }
+
+    async fn thaw(&self, by: &Actor) -> Result<(), Error> {
+        rules::actor(by)?;
+        self.with(|state| state.set_frozen(by, false));
+        Ok(())
+    }
+
     async fn audit(&self, tenant: Option<TenantId>, limit: NonZeroU32) -> Result<Vec<AuditEntry>, Error> {
         Ok(self.with(|state| state.audit(tenant, limit)))
     }

@@ -37,6 +37,8 @@ pub(super) struct State {
     incarnation: Incarnation,
     seq: Seq,
     pruned_through: Seq,
+    released: Seq,
+    frozen: bool,
     changes: VecDeque<Change>,
     audit: Vec<AuditEntry>,
     sources: BTreeMap<DataSourceId, Source>,
@@ -70,6 +72,8 @@ impl State {
             incarnation: Incarnation::from_uuid(Uuid::new_v4()),
             seq: Seq::ZERO,
             pruned_through: Seq::ZERO,
+            released: Seq::ZERO,
+            frozen: false,
             changes: VecDeque::new(),
             audit: Vec::new(),
             sources: BTreeMap::new(),
@@ -153,7 +157,10 @@ impl State {
     }
 
     pub(super) fn head(&self) -> ChangeHead {
-        ChangeHead::new(self.incarnation, self.seq)
+        let mut head = ChangeHead::new(self.incarnation, self.seq);
+        head.released = self.released;
+        head.frozen = self.frozen;
+        head
     }
 
     pub(super) fn since(&self, after: Seq, limit: NonZeroU32) -> Changes {
@@ -180,7 +187,24 @@ impl State {
 
     pub(super) fn renew_incarnation(&mut self) -> Incarnation {
         self.incarnation = Incarnation::from_uuid(Uuid::new_v4());
+        self.released = Seq::ZERO;
         self.incarnation
+    }
+
+    pub(super) fn release_brake(&mut self, by: &Actor) {
+        let changed = json!({ "brake": { "before": null, "after": "released" } });
+        self.log(by, Subject::Routing, &[ChangeKind::Released], changed);
+        self.released = self.seq;
+    }
+
+    pub(super) fn set_frozen(&mut self, by: &Actor, frozen: bool) {
+        let kind = match frozen {
+            true => ChangeKind::Frozen,
+            false => ChangeKind::Thawed,
+        };
+        let changed = json!({ "frozen": { "before": self.frozen, "after": frozen } });
+        self.frozen = frozen;
+        self.log(by, Subject::Routing, &[kind], changed);
     }
 
     pub(super) fn audit(&self, tenant: Option<TenantId>, limit: NonZeroU32) -> Vec<AuditEntry> {

@@ -126,6 +126,14 @@ impl PgTenantAdmin {
         Ok(tx)
     }
 
+    /// Changes how all routers take changes.
+    async fn switch(&self, by: &Actor, sql: &'static str) -> Result<(), Error> {
+        rules::actor(by)?;
+        let mut tx = self.begin(by).await?;
+        sqlx::query(sql).execute(&mut tx).await.map_err(failed)?;
+        tx.commit().await.map_err(failed)
+    }
+
     async fn edit(
         &self,
         by: &Actor,
@@ -345,6 +353,18 @@ impl TenantAdmin for PgTenantAdmin {
             .await
     }
 
+    async fn release_brake(&self, by: &Actor) -> Result<(), Error> {
+        self.switch(by, "select biplane_control.release_brake()").await
+    }
+
+    async fn freeze(&self, by: &Actor) -> Result<(), Error> {
+        self.switch(by, "select biplane_control.freeze()").await
+    }
+
+    async fn thaw(&self, by: &Actor) -> Result<(), Error> {
+        self.switch(by, "select biplane_control.thaw()").await
+    }
+
     async fn audit(&self, tenant: Option<TenantId>, limit: NonZeroU32) -> Result<Vec<AuditEntry>, Error> {
         let rows: Vec<AuditRow> = sqlx::query_as(AUDIT)
             .bind(tenant.map(|id| *id.as_uuid()))
@@ -383,7 +403,7 @@ impl AuditRow {
         let subject = match (self.tenant_id, self.data_source_id) {
             (Some(tenant), _) => Subject::Tenant(TenantId::from_uuid(tenant)),
             (None, Some(source)) => Subject::Source(DataSourceId::from_uuid(source)),
-            (None, None) => return Err(ErrorKind::MalformedRecord.into()),
+            (None, None) => Subject::Routing,
         };
         let by = Actor::new(self.actor, self.reason);
         Ok(AuditEntry::new(moment(self.at), by, subject, self.changed))

@@ -11,8 +11,8 @@ use crate::plane::RoleName;
 pub struct Grants {
     /// Routers: read, and say that they live and which keys they have. The audit is not theirs to read.
     pub router: Option<RoleName>,
-    /// Whoever adds tenants and changes them, seals credentials anew, and says which instances are dead. Names, change
-    /// log and audit are written by triggers alone.
+    /// Whoever adds tenants and changes them, seals credentials anew, says which instances are dead, and freezes routing or
+    /// lets changes past its brakes. Names, change log and audit are written by triggers alone.
     pub admin: Option<RoleName>,
 }
 
@@ -76,7 +76,8 @@ impl Grants {
                      biplane_control.credential",
                     "execute on function biplane_control.prune_changes(interval), \
                      biplane_control.reseal_credentials(uuid[], text[], text[], text[], text[]), \
-                     biplane_control.leave(uuid)",
+                     biplane_control.leave(uuid), biplane_control.release_brake(), biplane_control.freeze(), \
+                     biplane_control.thaw()",
                 ],
             );
         }

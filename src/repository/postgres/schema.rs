@@ -44,6 +44,10 @@ const LEVEL: &str = "begin isolation level read committed";
 /// `update biplane_control.meta set incarnation = gen_random_uuid()`. Versions and positions in the change log may have
 /// fallen, and by the new incarnation readers know to accept that once.
 ///
+/// Where processes go on meanwhile, restore the dump and set the incarnation in one transaction (`begin` before the text
+/// of `pg_dump`, the update and `commit` after it): whoever reads half a control plane is told, truly, that a tenant is
+/// not there.
+///
 /// Which processes live is in a backup too, and means nothing there: rows of another day are forgotten with the first beat
 /// after the restore.
 ///
@@ -51,6 +55,11 @@ const LEVEL: &str = "begin isolation level read committed";
 /// A key rotation seals credentials anew with `biplane_control.reseal_credentials(…)`, which keeps their versions; a plain
 /// `update` of a sealed value raises the version, as for another login. `select biplane_control.leave('…')` takes a process
 /// that is known to be dead off the list of those that a key has to reach.
+///
+/// `select biplane_control.release_brake()` lets a bulk change past the brakes of all routers
+/// ([`BrakeOptions`](crate::router::BrakeOptions)): everything that was committed before it or by its own transaction, so
+/// it belongs at the end of the transaction of a change that is meant. `select biplane_control.freeze()` and `thaw()` keep
+/// open tenants where they are and let them go. All three are audited, and say who and why as every change does.
 ///
 /// # What waits
 /// Commits of changes wait for each other, also for one that another session has forced early (`set constraints all

@@ -38,7 +38,7 @@ const LIST: &str = concat!(
     include_str!("sql/hidden.sql")
 );
 const CHANGES: &str = "
-    select meta.incarnation, meta.pruned_through,
+    select meta.incarnation, meta.pruned_through, meta.released_through, meta.frozen,
         greatest((select max(newest.seq) from biplane_control.change as newest), meta.pruned_through) as head,
         pg_catalog.row_security_active('biplane_control.change'::regclass) as hidden,
         change.seq, change.tenant_id, change.data_source_id, change.kind,
@@ -158,7 +158,9 @@ impl PgTenants {
         if first.hidden {
             return Err(rows_hidden());
         }
-        let head = ChangeHead::new(Incarnation::from_uuid(first.incarnation), position(first.head));
+        let mut head = ChangeHead::new(Incarnation::from_uuid(first.incarnation), position(first.head));
+        head.released = position(first.released_through);
+        head.frozen = first.frozen;
         let truncated = after < first.pruned_through;
         let changes: Result<Vec<_>, _> = rows.iter().filter_map(LogRow::change).collect();
         let mut changes = Changes::new(head, changes?);
@@ -213,6 +215,8 @@ impl FromRow<'_, PgRow> for Row {
 struct LogRow {
     incarnation: Uuid,
     pruned_through: i64,
+    released_through: i64,
+    frozen: bool,
     head: i64,
     hidden: bool,
     seq: Option<i64>,
@@ -227,6 +231,8 @@ impl FromRow<'_, PgRow> for LogRow {
         Ok(Self {
             incarnation: row.try_get("incarnation")?,
             pruned_through: row.try_get("pruned_through")?,
+            released_through: row.try_get("released_through")?,
+            frozen: row.try_get("frozen")?,
             head: row.try_get("head")?,
             hidden: row.try_get("hidden")?,
             seq: row.try_get("seq")?,
@@ -245,7 +251,7 @@ impl LogRow {
         let subject = match (self.tenant_id, self.data_source_id) {
             (Some(tenant), _) => Subject::Tenant(TenantId::from_uuid(tenant)),
             (None, Some(source)) => Subject::Source(DataSourceId::from_uuid(source)),
-            (None, None) => return Some(Err(ErrorKind::MalformedRecord.into())),
+            (None, None) => Subject::Routing,
         };
         // A schema one version newer may log what this release has no word for, and its readers have to go on.
         let kind = self.kind.as_deref().unwrap_or_default().parse();

@@ -104,10 +104,12 @@ impl<H: Clone + Send + Sync + 'static> Follower<H> {
         }
     }
 
-    /// Whether what was told is more than what is applied.
+    /// Whether what was told is more than what is applied, or the log could not be read and now tells something.
     fn is_news(&self, told: Heard, seen: Heard) -> bool {
         let applied = self.feed.position().map(|position| position.seq);
-        told.looks != seen.looks || Some(told.seq) > applied
+        // After a restore positions are lower, and the look that found that out may have come before the new incarnation.
+        let any_is = self.feed.is_failing() && !cfg!(biplane_mutant = "old_positions_are_no_news");
+        told.looks != seen.looks || Some(told.seq) > applied || any_is
     }
 
     /// Push had the time of a whole interval to tell what the last look found. If it told nothing, nobody is at the other
@@ -123,13 +125,18 @@ impl<H: Clone + Send + Sync + 'static> Follower<H> {
     }
 
     async fn look(&mut self, told: Option<Seq>) -> Option<Seq> {
+        self.core.known.remind(self.core.now());
         match self.read(told).await {
             Ok(found) => {
                 self.feed.could_read();
                 found
             }
             Err(error) => {
-                self.feed.could_not_read(&error, self.core.now());
+                let now = self.core.now();
+                let workers = self.core.known.follow_no_further(now, MAX_QUERIES);
+                self.core.start(&Handle::current(), workers);
+                self.core.tell_what_acts();
+                self.feed.could_not_read(&error, now);
                 None
             }
         }
@@ -141,8 +148,9 @@ impl<H: Clone + Send + Sync + 'static> Follower<H> {
         let log = feed.source.log();
         let Some(mut position) = feed.position() else {
             let head = self.ask(async { log.head().await }).await?;
-            core.known.begin_to_follow();
+            core.known.begin_to_follow(&head, core.now());
             feed.reached(head);
+            feed.acts();
             tracing::info!(seq = head.seq.value(), "follows the changes of the control plane");
             return Ok(None);
         };
@@ -193,6 +201,7 @@ impl<H: Clone + Send + Sync + 'static> Follower<H> {
         let is_last = !full || last >= Some(read.head.seq);
         let page = Page {
             changes: &read.changes,
+            head: read.head,
             is_last,
             asked_at,
         };
@@ -204,6 +213,9 @@ impl<H: Clone + Send + Sync + 'static> Follower<H> {
             None => position.seq,
         };
         self.feed.reached(*position);
+        if is_last && (followed.held == 0 || cfg!(biplane_mutant = "what_is_held_counts_as_applied")) {
+            self.feed.acts();
+        }
         if is_last {
             self.feed.caught_up(asked_at, followed.unsure.len());
             if self.unsure.is_empty() && !followed.unsure.is_empty() {

@@ -4,21 +4,20 @@
 //! news that nothing else has changed. A route that the log says nothing of is as it was when the log was asked, not when
 //! it answered; and only if it was read after the feed had its position, or every change since its reading was seen.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    sync::Arc,
-};
+use std::sync::Arc;
 
-use super::{Desk, Known, StartWorker, start};
+use super::{Desk, Known, StartWorker, holding::News, start};
 use crate::{
     connector::{Route, Standing},
-    repository::{Change, ChangeKind, Subject},
-    tenant::{DataSourceId, TenantId, TenantName},
+    repository::{Change, ChangeHead, ChangeKind, Subject},
+    tenant::{TenantId, TenantName},
 };
 
 /// Changes as they were read.
 pub(in crate::router) struct Page<'a> {
     pub(in crate::router) changes: &'a [Change],
+    /// Where the log stood.
+    pub(in crate::router) head: ChangeHead,
     /// Whether they are all there were when the log was asked.
     pub(in crate::router) is_last: bool,
     /// When the log was asked.
@@ -32,13 +31,17 @@ pub(in crate::router) struct Followed {
     pub(in crate::router) workers: Vec<StartWorker>,
     /// Tenants of which changes may have been missed, or that could not be read since they changed.
     pub(in crate::router) unsure: Vec<TenantId>,
+    /// How many tenants are held.
+    pub(in crate::router) held: usize,
 }
 
 impl<H: Clone + Send + Sync + 'static> Known<H> {
     /// The feed has its position, and every change after it will be seen. Of what was read before, one may have been
     /// missed.
-    pub(in crate::router) fn begin_to_follow(&self) {
+    pub(in crate::router) fn begin_to_follow(&self, head: &ChangeHead, now: u64) {
         let mut desk = self.desk();
+        desk.brake.begin(head, now);
+        desk.brake.begin_sample();
         desk.flights.doubt_all();
         desk.pacing.answered();
         if !cfg!(biplane_mutant = "first_look_confirms") {
@@ -49,6 +52,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
     /// Changes were pruned before they were seen. All routes are served on as their age allows, and looked at again.
     pub(in crate::router) fn missed_changes(&self) {
         let mut desk = self.desk();
+        desk.brake.begin_sample();
         desk.flights.doubt_all();
         desk.flights.names_moved();
         self.routes.for_each(|route| route.doubt());
@@ -60,6 +64,9 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
     pub(in crate::router) fn other_life(&self) {
         let mut desk = self.desk();
         desk.flights.overtake_all();
+        desk.brake.other_life();
+        // Whoever it was about is doubted with all others.
+        desk.news = News::default();
         desk.pacing.answered();
         let table = self.table.upgrade();
         self.routes.for_each(|route| {
@@ -71,8 +78,8 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         self.unknown.invalidate_all();
     }
 
-    /// Applies changes. Those of the routes that changed and are open are read anew at once; all others are confirmed if
-    /// this was the last page.
+    /// Takes in a page of changes, and applies all that were taken in if it was the last: routes that changed are read anew
+    /// at once, or held; all others are confirmed.
     pub(in crate::router) fn follow(&self, page: &Page<'_>, max_workers: usize) -> Followed {
         let mut desk = self.desk();
         let mut followed = Followed::default();
@@ -80,31 +87,16 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
             return followed;
         }
         desk.pacing.answered();
-        let mut changed = BTreeSet::new();
-        let mut sources = HashSet::new();
+        desk.brake.hear(&page.head, page.asked_at);
         for change in page.changes {
-            note(&mut desk, change, &mut changed, &mut sources);
+            note(&mut desk, change);
         }
         if page.changes.iter().any(moves_names) && !cfg!(biplane_mutant = "unknown_survives_a_create") {
             desk.flights.names_moved();
             self.unknown.invalidate_all();
         }
-        if !sources.is_empty() {
-            self.routes.for_each(|route| {
-                if sources.contains(&route.source().id) {
-                    changed.insert(route.tenant().id);
-                }
-            });
-        }
-        for tenant in changed {
-            if let Some(route) = self.route(tenant) {
-                route.expire();
-                for name in self.names_of(&route) {
-                    followed
-                        .workers
-                        .extend(start(desk.flights.join(&name, max_workers)).1);
-                }
-            }
+        if page.is_last || cfg!(biplane_mutant = "brake_weighs_page_by_page") {
+            followed.workers = self.act(&mut desk, page.asked_at, max_workers);
         }
         if page.is_last || cfg!(biplane_mutant = "pages_are_confirmed_one_by_one") {
             let fresh_until = self.ages.fresh_until(page.asked_at);
@@ -112,12 +104,22 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
                 if route.standing() == Standing::Sure || cfg!(biplane_mutant = "changed_routes_are_confirmed")
                 {
                     route.confirm(page.asked_at, fresh_until);
-                } else {
+                } else if !desk.brake.is_held(route.tenant().id) {
                     followed.unsure.push(route.tenant().id);
                 }
             });
         }
+        followed.held = desk.brake.held_tenants();
         followed
+    }
+
+    /// Applies what was taken in, because no last page comes.
+    pub(in crate::router) fn follow_no_further(&self, now: u64, max_workers: usize) -> Vec<StartWorker> {
+        let mut desk = self.desk();
+        if self.is_closed() {
+            return Vec::new();
+        }
+        self.act(&mut desk, now, max_workers)
     }
 
     /// Reads those of these tenants anew that are still unsure.
@@ -126,16 +128,17 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         if self.is_closed() {
             return Vec::new();
         }
-        let mut join = |tenant: &TenantId| start(desk.flights.join(&TenantName::Id(*tenant), max_workers)).1;
+        let Desk { flights, brake, .. } = &mut *desk;
         let unsure = |tenant: &&TenantId| {
-            self.route(**tenant)
-                .is_some_and(|route| route.standing() != Standing::Sure)
+            let unsure = |route: Arc<Route>| route.standing() != Standing::Sure;
+            self.route(**tenant).is_some_and(unsure) && !brake.is_held(**tenant)
         };
-        tenants.iter().filter(unsure).filter_map(&mut join).collect()
+        let join = |tenant: &TenantId| start(flights.join(&TenantName::Id(*tenant), max_workers)).1;
+        tenants.iter().filter(unsure).filter_map(join).collect()
     }
 
     /// The tenant by its id, and by each name that leads to this route.
-    fn names_of(&self, route: &Arc<Route>) -> Vec<TenantName> {
+    pub(super) fn names_of(&self, route: &Arc<Route>) -> Vec<TenantName> {
         let mut names = vec![TenantName::Id(route.tenant().id)];
         if let Some(table) = self.table.upgrade() {
             names.extend(table.names_of(route));
@@ -144,26 +147,15 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
     }
 }
 
-fn note<H: Clone>(
-    desk: &mut Desk<H>,
-    change: &Change,
-    changed: &mut BTreeSet<TenantId>,
-    sources: &mut HashSet<DataSourceId>,
-) {
-    let loads_count = cfg!(biplane_mutant = "changes_do_not_overtake_loads");
+fn note<H: Clone>(desk: &mut Desk<H>, change: &Change) {
+    desk.news.note(change);
+    if cfg!(biplane_mutant = "changes_do_not_overtake_loads") {
+        return;
+    }
     match change.subject {
-        Subject::Tenant(tenant) => {
-            changed.insert(tenant);
-            if !loads_count {
-                desk.flights.changed(tenant);
-            }
-        }
-        Subject::Source(source) => {
-            sources.insert(source);
-            if !loads_count {
-                desk.flights.source_changed(source);
-            }
-        }
+        Subject::Tenant(tenant) => desk.flights.changed(tenant),
+        Subject::Source(source) => desk.flights.source_changed(source),
+        Subject::Routing => {}
     }
 }
 

@@ -2,14 +2,14 @@
 
 use std::{hash::BuildHasher, sync::Arc};
 
-use super::{Answer, Known};
+use super::{Answer, Desk, Known};
 use crate::{
     connector::{Route, versions},
     error::{Error, ErrorKind},
     repository::Found,
     router::{
         clock,
-        flights::{Batch, Flights},
+        flights::Batch,
         table::{Entry, Named},
     },
     tenant::{Resolved, Tenant, TenantName, Version},
@@ -18,33 +18,41 @@ use crate::{
 /// A query that lands, under the lock.
 pub(super) struct Landing<'a, H> {
     pub(super) known: &'a Known<H>,
-    pub(super) flights: &'a Flights<Arc<Entry<H>>>,
+    pub(super) desk: &'a mut Desk<H>,
     pub(super) batch: &'a Batch<Arc<Entry<H>>>,
     pub(super) asked_at: u64,
     pub(super) now: u64,
 }
 
 impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
-    pub(super) fn learn(&self, name: &TenantName, outcome: Found) -> Answer<H> {
-        let Some(resolved) = outcome? else {
-            self.learn_unknown(name);
-            return Err(ErrorKind::UnknownTenant.into());
-        };
-        if !has_name(&resolved.record.tenant, name) && !cfg!(biplane_mutant = "answers_are_not_checked") {
+    pub(super) fn learn(&mut self, name: &TenantName, outcome: Found) -> Answer<H> {
+        let found = outcome?;
+        if let Some(resolved) = &found
+            && !has_name(&resolved.record.tenant, name)
+            && !cfg!(biplane_mutant = "answers_are_not_checked")
+        {
             return Err(Error::new(ErrorKind::Internal)
                 .detail("the repository answered for another name than it was asked"));
         }
+        if let Some(entry) = self.held(name, found.as_ref()) {
+            return Ok(entry);
+        }
+        let Some(resolved) = found else {
+            self.learn_unknown(name);
+            return Err(ErrorKind::UnknownTenant.into());
+        };
         let version = resolved.name_version;
         let entry = self.learn_route(name, resolved)?;
         self.learn_name(name, version, entry)
     }
 
     /// Makes a record the tenant's route, unless something newer is known or it was overtaken.
-    fn learn_route(&self, name: &TenantName, resolved: Resolved) -> Answer<H> {
+    fn learn_route(&mut self, name: &TenantName, resolved: Resolved) -> Answer<H> {
         let known = self.known;
         let record = resolved.record;
         let tenant = record.tenant.id;
         if self
+            .desk
             .flights
             .is_tenant_overtaken(tenant, record.source.id, self.batch)
         {
@@ -54,7 +62,7 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
             )))));
         }
         let fresh_until = known.ages.fresh_until(self.asked_at);
-        let sure = !self.flights.is_unsure(self.batch);
+        let sure = !self.desk.flights.is_unsure(self.batch);
         if let Some(current) = known.route(tenant) {
             let (old, new) = (current.versions(), versions(&record));
             // In another life of the control plane a version says nothing, not even that the record is the same.
@@ -65,7 +73,12 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
                     .then(|| known.entry_of(&current))
                     .ok_or_else(outdated);
             }
+            if new == old && comparable && self.desk.brake.is_held(tenant) {
+                // It is known to have changed, so this is older than that.
+                return Ok(known.entry_of(&current));
+            }
             if new == old && (comparable || *current.record() == *record) {
+                self.desk.brake.forget(tenant);
                 if sure {
                     current.reassure();
                 }
@@ -74,6 +87,7 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
             }
         }
         known.forget(tenant);
+        self.desk.brake.forget(tenant);
         let route = Arc::new(Route::new(record, self.asked_at, fresh_until));
         if !sure && !cfg!(biplane_mutant = "first_look_confirms") {
             route.doubt();
@@ -101,8 +115,8 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
             let fresh = bound.entry.route.is_fresh(self.now);
             return fresh.then_some(bound.entry).ok_or_else(outdated);
         }
-        let doubtful =
-            self.flights.is_name_overtaken(name, self.batch) && !cfg!(biplane_mutant = "late_name_is_bound");
+        let doubtful = self.desk.flights.is_name_overtaken(name, self.batch)
+            && !cfg!(biplane_mutant = "late_name_is_bound");
         if !entry.route.is_retired() && !doubtful {
             let named = Named {
                 entry: Arc::clone(&entry),
@@ -113,9 +127,9 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
         Ok(entry)
     }
 
-    fn learn_unknown(&self, name: &TenantName) {
+    fn learn_unknown(&mut self, name: &TenantName) {
         let known = self.known;
-        if self.flights.is_name_overtaken(name, self.batch) {
+        if self.desk.flights.is_name_overtaken(name, self.batch) {
             return;
         }
         match name {
@@ -126,6 +140,7 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
                     .is_some_and(|route| route.confirmed_at() <= self.asked_at)
                 {
                     known.forget(*tenant);
+                    self.desk.brake.forget(*tenant);
                 }
             }
             TenantName::Slug(_) | TenantName::Domain(_) => {
@@ -136,7 +151,11 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
         }
         // Each name may be asked for again at a time of its own, after three quarters of the time at the earliest.
         let longest = clock::millis(known.options.unknown_for);
-        let shorter = known.jitter.hash_one((name, self.now)) % (longest / 4 + 1);
+        let shorter = if cfg!(biplane_mutant = "unknown_names_run_out_together") {
+            0
+        } else {
+            known.jitter.hash_one((name, self.now)) % (longest / 4 + 1)
+        };
         let until = self.now.saturating_add(longest - shorter);
         known.unknown.insert(name.clone(), until);
     }
@@ -144,7 +163,7 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
 
 /// Whether a name is one of the tenant's. A repository that mixes up the order of its answers must not lead one tenant
 /// to another's data.
-fn has_name(tenant: &Tenant, name: &TenantName) -> bool {
+pub(super) fn has_name(tenant: &Tenant, name: &TenantName) -> bool {
     match name {
         TenantName::Id(id) => tenant.id == *id,
         TenantName::Slug(slug) => tenant.slug == *slug,

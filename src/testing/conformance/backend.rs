@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use super::support::by;
 use crate::{
     repository::{
-        ChangeLog, CredentialStore, Instances, NewSource, NewTenant, TenantAdmin, TenantRepository,
+        ChangeLog, ChangePush, CredentialStore, Instances, NewSource, NewTenant, TenantAdmin,
+        TenantRepository,
     },
     tenant::{DataSource, Tenant, TenantId, TenantRecord, TenantStatus},
 };
@@ -54,8 +55,8 @@ pub trait Backend: ReadBackend {
     /// The presence of instances under test.
     fn instances(&self) -> Arc<dyn Instances>;
 
-    /// Lets time pass by the control plane's clock, as far as instances and their keys go: moves the clock on, or what it
-    /// has written back.
+    /// Lets time pass by the control plane's clock, as far as instances, their keys and the change log go: moves the clock
+    /// on, or what it has written back.
     ///
     /// # Panics
     /// When it cannot.
@@ -64,14 +65,21 @@ pub trait Backend: ReadBackend {
     /// Not needed: the suite does not cancel it.
     async fn pass(&self, time: Duration);
 
-    /// Removes all history from the change log.
+    /// Removes from the change log what is older than this.
     ///
     /// # Panics
     /// When it cannot.
     ///
     /// # Cancel safety
     /// Not needed: the suite does not cancel it.
-    async fn prune(&self);
+    async fn prune(&self, keep: Duration);
+}
+
+/// A control plane that also tells when its change log has grown. Not every one can: behind some poolers nobody listens.
+#[async_trait]
+pub trait PushBackend: Backend {
+    /// The push under test, beside the log of [`Backend::changes`].
+    fn push(&self) -> Arc<dyn ChangePush>;
 }
 
 /// Implements [`ReadBackend::seed`] for whoever has a [`TenantAdmin`]: creates the data sources that are missing and the

@@ -1,15 +1,18 @@
 //! What a [`ChangeLog`] must do while one writer works at a time.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+use serde_json::json;
 
 use super::{
     Backend,
-    support::{World, at_most, by, domain, new_tenant, sealed, slug},
+    support::{World, at_most, by, domain, expect_kind, new_tenant, sealed, slug},
     writing::Write,
 };
 use crate::{
-    repository::{Change, ChangeKind, ChangeLog, CredentialSlot, SourceChange, Subject},
-    tenant::{PoolSettings, Role, Seq, TenantStatus, Version},
+    error::ErrorKind,
+    repository::{Actor, Change, ChangeKind, ChangeLog, CredentialSlot, SourceChange, Subject},
+    tenant::{PoolSettings, Role, Seq, TenantId, TenantStatus, Version},
 };
 
 /// Each change appends an entry of its kind about its subject, in the order of the commits.
@@ -180,7 +183,7 @@ pub async fn a_reader_that_fell_behind_is_told(backend: &dyn Backend) {
     let log = backend.changes();
     let behind = log.since(start, at_most(100)).await.expect("it answers");
     assert!(!behind.truncated, "nothing was pruned yet");
-    backend.prune().await;
+    backend.prune(Duration::ZERO).await;
     let behind = log.since(start, at_most(100)).await.expect("it answers");
     assert!(behind.truncated);
     assert_eq!(behind.changes, []);
@@ -194,6 +197,112 @@ pub async fn a_reader_that_fell_behind_is_told(backend: &dyn Backend) {
     assert!(current.changes[0].seq > middle.seq);
     let behind = log.since(start, at_most(100)).await.expect("it answers");
     assert!(behind.truncated && behind.changes == current.changes);
+}
+
+/// Pruning takes what is older than it is told to keep, and nothing younger; a reader of what is young is told nothing.
+pub async fn history_is_pruned_by_age(backend: &dyn Backend) {
+    const HOUR: Duration = Duration::from_secs(60 * 60);
+    let world = World::of(backend);
+    let start = backend.changes().head().await.expect("it answers").seq;
+    world.source("old").await;
+    let middle = backend.changes().head().await.expect("it answers").seq;
+    backend.pass(2 * HOUR).await;
+    world.source("young").await;
+    let log = backend.changes();
+    backend.prune(3 * HOUR).await;
+    let whole = log.since(start, at_most(100)).await.expect("it answers");
+    assert!(
+        !whole.truncated && whole.changes.len() == 2,
+        "nothing is that old"
+    );
+    backend.prune(HOUR).await;
+    let behind = log.since(start, at_most(100)).await.expect("it answers");
+    assert!(behind.truncated, "what is older is gone");
+    let current = log.since(middle, at_most(100)).await.expect("it answers");
+    assert!(!current.truncated);
+    assert_eq!(current.changes, whole.changes[1..], "and what is younger is not");
+}
+
+/// A release of all brakes is logged, and its position is how far it reaches: not to what comes after it.
+pub async fn a_release_reaches_to_its_own_entry(backend: &dyn Backend) {
+    let world = World::of(backend);
+    let changes = backend.changes();
+    assert_eq!(changes.head().await.expect("it answers").released, Seq::ZERO);
+    for name in ["east", "west"] {
+        world.source(name).await;
+        let mut log = Log::at_the_end(backend).await;
+        let before = changes.head().await.expect("it answers");
+        assert!(before.released < before.seq);
+        world
+            .admin
+            .release_brake(&by())
+            .await
+            .expect("the brake is released");
+        let head = changes.head().await.expect("it answers");
+        assert!(head.seq > before.seq);
+        assert_eq!(head.released, head.seq);
+        log.expect(Subject::Routing, &[ChangeKind::Released]).await;
+        world.source(&format!("after-{name}")).await;
+        let later = changes
+            .since(Seq::ZERO, at_most(1))
+            .await
+            .expect("it answers")
+            .head;
+        assert_eq!(later.released, head.released);
+        assert!(later.released < later.seq);
+    }
+}
+
+/// Whether routing is frozen is said with each answer, and each time that it is frozen or thawed is logged.
+pub async fn freezing_is_said_until_it_is_thawed(backend: &dyn Backend) {
+    let world = World::of(backend);
+    let changes = backend.changes();
+    assert!(!changes.head().await.expect("it answers").frozen);
+    let mut log = Log::at_the_end(backend).await;
+    for _ in 0..2 {
+        world.admin.freeze(&by()).await.expect("routing is frozen");
+        log.expect(Subject::Routing, &[ChangeKind::Frozen]).await;
+        let east = TenantId::new().to_string();
+        world.source(&east).await;
+        log.next().await;
+        assert!(changes.head().await.expect("it answers").frozen);
+        let read = changes.since(Seq::ZERO, at_most(1)).await;
+        assert!(read.expect("it answers").head.frozen);
+        world.admin.thaw(&by()).await.expect("routing is thawed");
+        log.expect(Subject::Routing, &[ChangeKind::Thawed]).await;
+        assert!(!changes.head().await.expect("it answers").frozen);
+    }
+    assert_eq!(changes.head().await.expect("it answers").released, Seq::ZERO);
+}
+
+/// Who releases, freezes or thaws says who and why, as for any change, and it is in the audit.
+pub async fn who_holds_or_lets_go_all_routing_is_audited(backend: &dyn Backend) {
+    let world = World::of(backend);
+    let head = backend.changes().head().await.expect("it answers");
+    for nobody in [Actor::new("", "why"), Actor::new("who", "")] {
+        expect_kind(world.admin.release_brake(&nobody).await, ErrorKind::InvalidInput);
+        expect_kind(world.admin.freeze(&nobody).await, ErrorKind::InvalidInput);
+        expect_kind(world.admin.thaw(&nobody).await, ErrorKind::InvalidInput);
+    }
+    assert_eq!(backend.changes().head().await.expect("it answers"), head);
+    world.admin.release_brake(&by()).await.expect("it is released");
+    world.admin.freeze(&by()).await.expect("it is frozen");
+    world.admin.thaw(&by()).await.expect("it is thawed");
+    let audit = world.admin.audit(None, at_most(3)).await.expect("it answers");
+    let changed: Vec<_> = audit.iter().map(|entry| entry.changed.clone()).collect();
+    let frozen = |before: bool, after: bool| json!({ "frozen": { "before": before, "after": after } });
+    assert_eq!(
+        changed,
+        [
+            frozen(true, false),
+            frozen(false, true),
+            json!({ "brake": { "before": null, "after": "released" } })
+        ]
+    );
+    for entry in audit {
+        assert_eq!((entry.actor, entry.reason), (by().name, by().reason));
+        assert_eq!((entry.tenant, entry.source), (None, None));
+    }
 }
 
 struct Log {

@@ -122,6 +122,10 @@ macro_rules! repository_conformance {
                 pages_give_every_change_in_order,
                 a_refused_write_is_not_logged,
                 a_reader_that_fell_behind_is_told,
+                history_is_pruned_by_age,
+                a_release_reaches_to_its_own_entry,
+                freezing_is_said_until_it_is_thawed,
+                who_holds_or_lets_go_all_routing_is_audited,
             ]);
             $crate::__conformance!(Backend, $start, concurrency: [
                 of_rival_writers_one_wins,
@@ -133,6 +137,30 @@ macro_rules! repository_conformance {
                 no_reseal_undoes_a_change,
                 a_reader_misses_nothing_while_many_write,
                 a_record_is_of_one_moment,
+            ]);
+        }
+    };
+}
+
+/// Makes a module with one `#[tokio::test]` for each behaviour of a
+/// [`ChangePush`](crate::repository::ChangePush).
+///
+/// Takes the name of the module and an async function without arguments that starts a fresh
+/// [`PushBackend`](crate::testing::conformance::PushBackend). The crate that uses it needs tokio with the features
+/// `macros` and `rt-multi-thread`.
+#[macro_export]
+macro_rules! push_conformance {
+    ($module:ident, $start:expr) => {
+        mod $module {
+            #[allow(unused_imports, reason = "the expression names what it needs of the surrounding module")]
+            use super::*;
+
+            $crate::__conformance!(PushBackend, $start, push: [
+                what_is_committed_is_told,
+                everybody_who_listens_is_told,
+                a_position_that_is_told_can_be_read,
+                of_many_commits_the_last_is_told,
+                what_changes_no_route_is_not_told,
             ]);
         }
     };
@@ -175,6 +203,7 @@ mod tests {
             ("instances", include_str!("instances.rs")),
             ("changes", include_str!("changes.rs")),
             ("concurrency", include_str!("concurrency.rs")),
+            ("push", include_str!("push.rs")),
         ] {
             let behaviours: Vec<_> = text
                 .lines()

@@ -7,6 +7,8 @@
 //!   [`TenantRepository`](crate::repository::TenantRepository) over tables of your own; implement [`ReadBackend`].
 //! - [`repository_conformance!`](crate::repository_conformance) for a whole control plane that also writes, keeps a
 //!   change log and knows who lives; implement [`Backend`] as well.
+//! - [`push_conformance!`](crate::push_conformance) for a [`ChangePush`](crate::repository::ChangePush) beside it;
+//!   implement [`PushBackend`] too.
 //!
 //! ```
 //! # use std::{sync::Arc, time::Duration};
@@ -46,8 +48,8 @@
 //!     fn instances(&self) -> Arc<dyn Instances> {
 //!         Arc::new(self.0.clone())
 //!     }
-//!     async fn prune(&self) {
-//!         self.0.prune_changes(Duration::ZERO);
+//!     async fn prune(&self, keep: Duration) {
+//!         self.0.prune_changes(keep);
 //!     }
 //!     async fn pass(&self, time: Duration) {
 //!         self.0.advance(time);
@@ -72,11 +74,12 @@ pub mod credentials;
 pub mod instances;
 mod list;
 pub mod names;
+pub mod push;
 pub mod reading;
 pub mod sources;
 mod support;
 pub mod writing;
 
 pub use async_trait::async_trait;
-pub use backend::{Backend, ReadBackend, seed_through};
+pub use backend::{Backend, PushBackend, ReadBackend, seed_through};
 pub use support::{example_tenants, within_a_minute};

@@ -23,6 +23,15 @@ use crate::{
 };
 
 pub(super) const TYPES: &[(&str, How)] = &[
+    (
+        "breaker::BreakerScope",
+        Public("an endpoint, or the id of a data source and a role"),
+    ),
+    ("breaker::BreakerState", Public("a word and a length of time")),
+    (
+        "breaker::BreakerStatus",
+        Public("an endpoint, or the id of a data source and a role, and figures"),
+    ),
     ("connector::ConnectorStats", Public(FIGURES)),
     ("connector::Route", AtWork),
     ("connector::TenantRoute", AtWork),
@@ -93,15 +102,6 @@ pub(super) const TYPES: &[(&str, How)] = &[
     ("plane::Tx", AtWork),
     ("plane::TxOptions", Public(WORD)),
     ("pool::BreakerOptions", Public(FIGURES)),
-    (
-        "pool::BreakerScope",
-        Public("an endpoint, or the id of a data source and a role"),
-    ),
-    ("pool::BreakerState", Public("a word and a length of time")),
-    (
-        "pool::BreakerStatus",
-        Public("an endpoint, or the id of a data source and a role, and figures"),
-    ),
     ("pool::Pool", AtWork),
     ("pool::PoolOptions", Public(FIGURES)),
     ("pool::PoolStats", Public(FIGURES)),
@@ -169,6 +169,8 @@ pub(super) const TYPES: &[(&str, How)] = &[
     ("rotation::Wanted", Public("a word and the id of a key")),
     ("router::Biplane", AtWork),
     ("router::Builder", AtWork),
+    ("router::BrakeHealth", Public(FIGURES)),
+    ("router::BrakeOptions", Public(FIGURES)),
     ("router::CacheOptions", Public(FIGURES)),
     ("router::CheckedBuilder", AtWork),
     ("router::Clock", Public(FIGURES)),

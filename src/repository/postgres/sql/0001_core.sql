@@ -12,6 +12,10 @@
 -- Triggers do the rest, so that nothing can be forgotten: versions and epochs rise, names are claimed and released,
 -- the audit and the change log get their entries, and what must never be is refused.
 --
+-- A change of more than half of the tenants that a router has cached is held by its brake, until somebody says in the same
+-- way that it is meant, best at the end of the transaction of that change: select biplane_control.release_brake();
+-- and `select biplane_control.freeze()` and `thaw()` hold and let go whatever would close or move an open tenant.
+--
 -- SQLSTATEs of our own: BC001 what is never changed this way; BC002 who or why is missing; BC003 a status that cannot
 -- follow; BC004 a deleted tenant; BC005 a counter that would not rise; BC006 a database that is one tenant's alone;
 -- BC007 a transaction above READ COMMITTED; BC008 a prepared credential without one in use.
@@ -22,7 +26,11 @@ create table biplane_control.meta (
     -- update biplane_control.meta set incarnation = gen_random_uuid();
     incarnation uuid not null default gen_random_uuid(),
     -- The highest seq that was ever removed from the change log.
-    pruned_through bigint not null default 0 check (pruned_through >= 0)
+    pruned_through bigint not null default 0 check (pruned_through >= 0),
+    -- Up to where changes pass the brakes of routers, whatever their number, in this life. Set by `release_brake` alone.
+    released_through bigint not null default 0 check (released_through >= 0),
+    -- Whether routers keep open tenants where they are. Set by `freeze` and `thaw` alone.
+    frozen boolean not null default false
 );
 insert into biplane_control.meta default values;
 
@@ -141,7 +149,9 @@ create table biplane_control.audit (
     kinds text[] not null,
     -- `{"fact": {"before": …, "after": …}}`; credentials as versions only, those that were sealed anew as key ids.
     changed jsonb not null check (jsonb_typeof(changed) = 'object'),
-    constraint audit_subject check (num_nonnulls(tenant_id, data_source_id) = 1)
+    -- About nobody alone: how routers take changes.
+    constraint audit_subject check (num_nonnulls(tenant_id, data_source_id)
+        = case when kinds && '{released,frozen,thawed}' then 0 else 1 end)
 );
 create index audit_of_tenant on biplane_control.audit (tenant_id, id) where tenant_id is not null;
 
@@ -152,9 +162,11 @@ create table biplane_control.change (
     data_source_id uuid,
     kind text not null,
     at timestamptz not null,
-    constraint change_subject check (num_nonnulls(tenant_id, data_source_id) = 1),
+    constraint change_subject check (num_nonnulls(tenant_id, data_source_id)
+        = case when kind in ('released', 'frozen', 'thawed') then 0 else 1 end),
     constraint change_kind check (kind in
-        ('created', 'names', 'status', 'placement', 'settings', 'address', 'credential', 'deleted'))
+        ('created', 'names', 'status', 'placement', 'settings', 'address', 'credential', 'deleted',
+         'released', 'frozen', 'thawed'))
 );
 
 -- The processes that route by this control plane: written by `beat` and `leave` alone, every few seconds, so without
@@ -238,6 +250,12 @@ begin
         returning seq
     )
     select max(seq) into reached from appended;
+    -- Here, where the position is known, and under the lock that orders it among all changes.
+    if new.kinds && '{released,frozen,thawed}' then
+        update biplane_control.meta
+        set released_through = case when 'released' = any (new.kinds) then reached else released_through end,
+            frozen = ('frozen' = any (new.kinds) or frozen) and not 'thawed' = any (new.kinds);
+    end if;
     perform pg_notify('biplane_change', reached::text) where reached is not null;
     return null;
 end
@@ -534,8 +552,41 @@ begin
     if new.pruned_through < old.pruned_through then
         raise exception using errcode = 'BC005', message = 'pruned_through only rises';
     end if;
+    if (new.released_through, new.frozen) <> (old.released_through, old.frozen) and pg_trigger_depth() < 2 then
+        raise exception using errcode = 'BC001',
+            message = 'how routers take changes is set by functions alone, which say who and why',
+            hint = 'select biplane_control.release_brake(), freeze() or thaw().';
+    end if;
+    -- Positions of another life say nothing in this one.
+    if new.incarnation <> old.incarnation then
+        new.released_through := 0;
+    end if;
     return new;
 end
+$function$;
+
+-- Lets whatever is committed by this transaction or was before it past the brakes of all routers: those that hold changes
+-- apply them, and those that would have do not begin to. It belongs at the end of the transaction of a bulk change that is
+-- meant.
+create function biplane_control.release_brake() returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $function$
+    select biplane_control.record(null, null, '{released}', '{"brake": {"before": null, "after": "released"}}')
+$function$;
+
+-- Keeps open tenants where they are, in every process that has them cached, until `thaw`.
+create function biplane_control.freeze() returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $function$
+    select biplane_control.record(null, null, '{frozen}',
+        jsonb_build_object('frozen', jsonb_build_object('before', frozen, 'after', true)))
+    from biplane_control.meta
+$function$;
+
+-- Lets routing go on, and whatever has changed since `freeze` act.
+create function biplane_control.thaw() returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $function$
+    select biplane_control.record(null, null, '{thawed}',
+        jsonb_build_object('frozen', jsonb_build_object('before', frozen, 'after', false)))
+    from biplane_control.meta
 $function$;
 
 -- Removes the changes that are older than `keep`; returns how many.

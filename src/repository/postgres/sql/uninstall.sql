@@ -9,6 +9,7 @@ drop function if exists biplane_control.refuse, biplane_control.differences, bip
     biplane_control.data_source_guard, biplane_control.data_source_changed, biplane_control.credential_guard,
     biplane_control.credential_changed, biplane_control.change_guard, biplane_control.change_pruned,
     biplane_control.meta_guard, biplane_control.prune_changes, biplane_control.reseal_credentials,
-    biplane_control.beat, biplane_control.leave;
+    biplane_control.beat, biplane_control.leave, biplane_control.release_brake, biplane_control.freeze,
+    biplane_control.thaw;
 drop schema if exists biplane_control;
 commit;
