@@ -109,6 +109,8 @@ pub enum ErrorKind {
     SchemaMismatch,
     /// Tables of one plane are readable through the other.
     MisplacedTables,
+    /// A fence did not take hold by its deadline, because something that ran before it had not ended.
+    Undrained,
     /// Settings that cannot work.
     InvalidConfiguration,
     /// The router is closed.
@@ -210,6 +212,7 @@ impl ErrorKind {
             Self::MissingPrivilege => "the database role lacks a privilege; grant it",
             Self::SchemaMismatch => "the schema is missing or of another version; install or migrate it",
             Self::MisplacedTables => "tables of one plane are readable through the other",
+            Self::Undrained => "what ran before the fence did not end in time; end it, or try again later",
             Self::InvalidConfiguration => "the settings cannot work",
             Self::Closed => "the router is closed",
             Self::Database => "the database refused a statement",

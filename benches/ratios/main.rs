@@ -20,6 +20,8 @@ mod checkout;
 mod cold_route;
 #[cfg(all(feature = "postgres", feature = "testing"))]
 mod feed;
+#[cfg(all(feature = "postgres", feature = "testing"))]
+mod fence;
 mod keyring;
 mod measure;
 #[expect(dead_code, reason = "route_hit measures peers that no claim names")]
@@ -42,6 +44,8 @@ const CLAIMS: &[&[fn() -> Claim]] = &[
     cold_route::CLAIMS,
     #[cfg(all(feature = "postgres", feature = "testing"))]
     feed::CLAIMS,
+    #[cfg(all(feature = "postgres", feature = "testing"))]
+    fence::CLAIMS,
 ];
 
 fn main() -> ExitCode {

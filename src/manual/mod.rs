@@ -10,6 +10,11 @@ pub mod errors {
     #![doc = include_str!("errors.md")]
 }
 
+/// The fence in a data-plane database: what it guarantees and what not, the grants, and the commands.
+pub mod fence {
+    #![doc = include_str!("fence.md")]
+}
+
 /// When two tenants share a database: what keeps them apart, what does not, and what works in which mode.
 #[cfg(feature = "postgres")]
 pub mod isolation {

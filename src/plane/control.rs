@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use super::{ControlDb, Lease, Lent};
 use crate::{
     error::{Error, ErrorKind},
-    pool::{Dial, Entry, Keeper, Listening, Logins, Passport, Pool, PoolOptions, PoolStats, Stack, Successor},
+    pool::{
+        Dial, Entry, Keeper, Listening, Logins, Passport, Pool, PoolOptions, PoolStats, Stack, Successor,
+    },
     secret::Credential,
     settings::Settings,
     tenant::{Access, Role, Server, TenantId},

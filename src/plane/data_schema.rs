@@ -1,5 +1,7 @@
 //! The schema `biplane` in a data-plane database.
 
+use std::time::Duration;
+
 use sqlx::{AssertSqlSafe, Connection, PgConnection, raw_sql};
 
 use super::RoleName;
@@ -18,10 +20,55 @@ const MIGRATIONS: [&str; 1] = [concat!(
 const BEGIN: &str = include_str!("sql/begin.sql");
 const UNINSTALL: &str = include_str!("sql/uninstall.sql");
 
+/// Deliberately wrong variants of the schema: what stands there, and what a mutant has instead.
+const MUTANTS: [(bool, &str, &str); 8] = [
+    (
+        cfg!(biplane_mutant = "everybody_is_waited_for"),
+        "and biplane.may_enter_v1(activity.usename)",
+        "",
+    ),
+    (
+        cfg!(biplane_mutant = "neighbours_are_waited_for"),
+        "(residence.alone or marked.ours is not false)",
+        "true",
+    ),
+    (
+        cfg!(biplane_mutant = "the_unmarked_are_not_waited_for"),
+        "marked.ours is not false",
+        "marked.ours is true",
+    ),
+    (
+        cfg!(biplane_mutant = "copies_are_believed"),
+        "biplane.stamped_here_v1() is not true",
+        "false",
+    ),
+    (
+        cfg!(biplane_mutant = "copies_are_open_when_stamped"),
+        "set state = 'restored'",
+        "set state = state",
+    ),
+    (
+        cfg!(biplane_mutant = "any_epoch_enters"),
+        "or home.epoch operator(pg_catalog.<>) epoch",
+        "",
+    ),
+    (
+        cfg!(biplane_mutant = "a_second_tenant_enters"),
+        "entered operator(pg_catalog.<>) tenant_text",
+        "false",
+    ),
+    (
+        cfg!(biplane_mutant = "any_login_enters"),
+        "home.role is null and not biplane.may_enter_v1(session_user)",
+        "false",
+    ),
+];
+
 /// One at a time per database: "bp_data" and a version.
 const LOCK: i64 = i64::from_be_bytes(*b"bp_data\x01");
 
-/// What biplane keeps in a data-plane database: which database it is.
+/// What biplane keeps in a data-plane database: which database it is, which tenants live in it since which epoch, and who
+/// may enter as one.
 ///
 /// A connection to a data source that has a `database_id` is refused when the database says another one, so that a
 /// restored copy, a mistyped address or a recycled host never serves another tenant's rows. The schema is named
@@ -29,9 +76,57 @@ const LOCK: i64 = i64::from_be_bytes(*b"bp_data\x01");
 #[derive(Debug)]
 pub enum DataSchema {}
 
+/// The timeouts of a run-time role, which every transaction sets for itself as it enters, so that none inherits another's
+/// behind a pooler. Those that are `None`, as by default, are left as the session has them: Postgres' own are none, and what
+/// is right depends on the service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RoleTimeouts {
+    /// How long a statement may run.
+    pub statement: Option<Duration>,
+    /// How long a statement may wait for a lock.
+    pub lock: Option<Duration>,
+    /// How long a transaction may wait for its next statement.
+    pub idle_in_transaction: Option<Duration>,
+}
+
+impl RoleTimeouts {
+    /// None.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            statement: None,
+            lock: None,
+            idle_in_transaction: None,
+        }
+    }
+
+    /// Statements may run for so long. A part of a millisecond counts as a whole one, because 0 would mean for ever.
+    #[must_use]
+    pub const fn statement(mut self, limit: Duration) -> Self {
+        self.statement = Some(limit);
+        self
+    }
+
+    /// Statements may wait for a lock for so long.
+    #[must_use]
+    pub const fn lock(mut self, limit: Duration) -> Self {
+        self.lock = Some(limit);
+        self
+    }
+
+    /// Transactions may wait for their next statement for so long.
+    #[must_use]
+    pub const fn idle_in_transaction(mut self, limit: Duration) -> Self {
+        self.idle_in_transaction = Some(limit);
+        self
+    }
+}
+
 impl DataSchema {
-    /// SQL that installs the schema into an existing database, says which database it is, and lets these roles read
-    /// that; for a DBA to look at and to run. One transaction that can be run again.
+    /// SQL that installs the schema into an existing database, says which database it is, and lets these roles enter: the
+    /// logins of routers, or groups that they belong to. For a DBA to look at and to run; one transaction that can be run
+    /// again. [A page](crate::manual::fence) has the grants as a table.
     ///
     /// It fails without changing anything when the database already says that it is another one.
     #[must_use]
@@ -69,8 +164,11 @@ impl DataSchema {
         tx.commit().await.map_err(failed)
     }
 
-    /// Makes the database say that it is this one, whatever it said before: for a copy that becomes a data source of its
-    /// own, and for a restored one that is to take the place of the lost one.
+    /// Makes the database say that it is this one, here and from now on, whatever it said before: for a copy that becomes a
+    /// data source of its own, and for a restored one that is to take the place of the lost one.
+    ///
+    /// What a copied or restored database knows of tenants is what was so when it was saved. None can be entered before
+    /// [`Fence::reconcile`](crate::plane::Fence::reconcile) has held it against the control plane.
     ///
     /// # Errors
     /// [`SchemaMismatch`](ErrorKind::SchemaMismatch) when the schema is not installed.
@@ -86,10 +184,36 @@ impl DataSchema {
             .map(drop)
     }
 
+    /// Lets a login enter, or the members of a group, with these timeouts; told again, with those. Its grants come from
+    /// [`DataSchema::install`].
+    ///
+    /// # Errors
+    /// [`SchemaMismatch`](ErrorKind::SchemaMismatch) when the schema is not installed;
+    /// [`WrongDatabase`](ErrorKind::WrongDatabase) in a copy that was not stamped.
+    ///
+    /// # Cancel safety
+    /// Safe: one statement.
+    pub async fn allow(
+        connection: &mut PgConnection,
+        role: &RoleName,
+        timeouts: RoleTimeouts,
+    ) -> Result<(), Error> {
+        sqlx::query("select biplane.allow_v1($1::text::name, $2, $3, $4)")
+            .bind(role.as_str())
+            .bind(timeouts.statement.map(milliseconds))
+            .bind(timeouts.lock.map(milliseconds))
+            .bind(timeouts.idle_in_transaction.map(milliseconds))
+            .execute(connection)
+            .await
+            .map_err(failed)
+            .map(drop)
+    }
+
     /// Which database this says it is; `None` when it does not say.
     ///
     /// # Errors
     /// [`SchemaMismatch`](ErrorKind::SchemaMismatch) when the schema is not installed,
+    /// [`WrongDatabase`](ErrorKind::WrongDatabase) when it is a copy, or was restored, and was not stamped since;
     /// [`MissingPrivilege`](ErrorKind::MissingPrivilege) when the role may not ask.
     ///
     /// # Cancel safety
@@ -101,6 +225,12 @@ impl DataSchema {
             .map_err(failed)?;
         Ok(said.map(DatabaseId::from_uuid))
     }
+}
+
+/// Whole milliseconds, as Postgres has timeouts, and never 0, which means none.
+fn milliseconds(limit: Duration) -> i32 {
+    let whole = limit.as_nanos().div_ceil(1_000_000).max(1);
+    i32::try_from(whole).unwrap_or(i32::MAX)
 }
 
 fn body(database: DatabaseId, readers: &[RoleName]) -> String {
@@ -124,6 +254,11 @@ fn body(database: DatabaseId, readers: &[RoleName]) -> String {
          hint = 'Stamp it if it is meant to be this one from now on.';\n    \
          end if;\nend\n$biplane_install$;\n"
     ));
+    for (on, right, wrong) in MUTANTS {
+        if on {
+            sql = sql.replace(right, wrong);
+        }
+    }
     for reader in readers {
         let role = reader.quoted();
         sql.push_str(&format!(
@@ -142,7 +277,7 @@ fn body(database: DatabaseId, readers: &[RoleName]) -> String {
     sql
 }
 
-fn failed(error: sqlx::Error) -> Error {
+pub(super) fn failed(error: sqlx::Error) -> Error {
     let refused = error.as_database_error().map(|refused| {
         let code = refused.code().unwrap_or_default().into_owned();
         (code, refused.constraint().map(str::to_owned))
@@ -156,7 +291,20 @@ fn failed(error: sqlx::Error) -> Error {
             Some("owner_of_schema") => "ownership of the schema biplane",
             _ => "what the schema biplane grants to run-time roles, or to install it, its ownership",
         }),
+        "BP001" => Error::new(ErrorKind::VersionConflict)
+            .detail("the tenant is not here in that state, at this epoch"),
         "BP003" => ErrorKind::WrongDatabase.into(),
+        "BP006" => Error::new(ErrorKind::InvalidInput)
+            .detail("a tenant with a database of its own shares it with no other"),
+        "23505" => Error::new(ErrorKind::InvalidInput)
+            .detail("another tenant here has this schema or row key, or has the database to itself"),
+        "23514" => Error::new(ErrorKind::InvalidInput).detail(match constraint.as_deref() {
+            Some("residence_schema") => "a tenant with a schema of its own needs the schema's name",
+            Some("residence_schema_name") => "the schema's name is empty, or one that is not a tenant's",
+            Some("residence_row_key") => "the row key is empty",
+            Some("residence_epoch") => "the epoch is 0, or more than Postgres can hold",
+            _ => "the schema biplane does not accept this value",
+        }),
         "42704" => {
             Error::new(ErrorKind::InvalidInput).detail("a role that is to read the schema does not exist")
         }

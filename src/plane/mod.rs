@@ -24,6 +24,7 @@ mod dangerous;
 mod data_schema;
 mod db;
 mod executor;
+mod fence;
 mod lease;
 mod role_name;
 mod row_security;
@@ -37,9 +38,12 @@ pub use self::{
     conn::Conn,
     control::ControlOptions,
     dangerous::{Assumed, dangerous_assume_control, dangerous_assume_tenant},
-    data_schema::DataSchema,
+    data_schema::{DataSchema, RoleTimeouts},
     db::Db,
     executor::{ControlExecutor, TenantExecutor},
+    fence::{
+        DrainOptions, Fence, Finding, Reconcile, ReconcileMode, Recorded, Residence, ResidenceState, Running,
+    },
     role_name::{RoleName, RoleNameError},
     row_security::{KeyType, RowPolicy, RowSecurityGap, RowSecurityReport, TENANT_SETTING},
     tx::{IsolationLevel, Tx, TxOptions},

@@ -21,8 +21,8 @@ use crate::{
     error::{Error, ErrorKind},
     plane::{Lease, Lent, TenantDb},
     pool::{
-        BreakerOptions, Dial, Entry, Guard, Keeper, Logins, Passport, Pool, PoolOptions, Renewal, Stack, Successor,
-        check_server,
+        BreakerOptions, Dial, Entry, Guard, Keeper, Logins, Passport, Pool, PoolOptions, Renewal, Stack,
+        Successor, check_server,
     },
     repository::{CredentialSource, Login},
     secret::Credential,

@@ -9,7 +9,7 @@
 create table biplane.database (
     only_row boolean primary key default true check (only_row),
     database_id uuid not null,
-    stamped_in xid not null,
+    stamped_in text not null,
     directory text not null,
     system_identifier bigint not null,
     timeline text not null,
@@ -42,7 +42,7 @@ $function$;
 -- Whether the stamp was written here.
 create function biplane.stamped_here_v1() returns boolean
 language sql volatile as $function$
-    select here.stamped_in operator(pg_catalog.=) here.xmin
+    select here.stamped_in operator(pg_catalog.=) here.xmin::pg_catalog.text
         and here.directory operator(pg_catalog.=) biplane.directory_v1()
         and here.system_identifier operator(pg_catalog.=) control.system_identifier
         and (here.follows_failover or coalesce(here.timeline operator(pg_catalog.=) biplane.timeline_v1(), true))
@@ -70,7 +70,7 @@ begin
         return;
     end if;
     insert into biplane.database as here (database_id, stamped_in, directory, system_identifier, timeline)
-    select stamp_v1.database, '0', biplane.directory_v1(), control.system_identifier, biplane.timeline_v1()
+    select stamp_v1.database, '', biplane.directory_v1(), control.system_identifier, biplane.timeline_v1()
     from pg_catalog.pg_control_system() as control
     on conflict (only_row) do update set database_id = excluded.database_id, directory = excluded.directory,
         system_identifier = excluded.system_identifier, timeline = excluded.timeline;
@@ -83,7 +83,7 @@ $function$;
 -- rows are written under another.
 create function biplane.keep_stamp() returns void
 language sql as $function$
-    update biplane.database as here set stamped_in = here.xmin
+    update biplane.database as here set stamped_in = here.xmin::pg_catalog.text
 $function$;
 
 -- Lets a login, or the members of a group, enter, with these timeouts in milliseconds.

@@ -11,26 +11,26 @@ declare
     entered pg_catalog.text := pg_catalog.current_setting('biplane.tenant', true);
     name pg_catalog.text := pg_catalog.current_setting('application_name');
 begin
-    -- Without the server's own id, which is read from a file: whoever connects asks for that.
-    select here.database_id as database_here, here.tenant_setting,
+    select here.stamped_in, here.database_id as database_here, here.tenant_setting,
         here.run_time_roles operator(pg_catalog.->) session_user as role,
-        here.stamped_in operator(pg_catalog.=) here.xmin
-            and here.directory operator(pg_catalog.=) pg_catalog.split_part(
-                pg_catalog.reverse(pg_catalog.pg_relation_filepath(here.tableoid)), '/', 2)
-            and case when here.follows_failover or pg_catalog.pg_is_in_recovery() then true
-                else here.timeline operator(pg_catalog.=)
-                    pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) end
-            as stamped_here,
         residence.epoch, residence.state, residence.isolation, residence.schema_name, residence.row_key,
         residence.database_id, residence.role_name
     into home
     from biplane.database as here
     left join biplane.residence as residence on residence.tenant_id operator(pg_catalog.=) enter_v1.tenant;
 
-    if home.stamped_here is not true then
+    -- Where it was stamped is looked at once in a session, which cannot move to another server. One on a standby can: it is
+    -- looked at each time, until that is promoted.
+    if home.stamped_in operator(pg_catalog.=) pg_catalog.current_setting('biplane.stamp_seen', true) then
+        null;
+    elsif biplane.stamped_here_v1() is not true then
         raise exception using errcode = 'BP003', message = 'this database was never stamped, is a copy, or was restored',
             hint = 'Reconcile it with the control plane and stamp it.';
-    elsif home.database_here operator(pg_catalog.<>) database then
+    elsif not pg_catalog.pg_is_in_recovery() then
+        perform pg_catalog.set_config('biplane.stamp_seen', home.stamped_in, false);
+    end if;
+
+    if home.database_here operator(pg_catalog.<>) database then
         raise exception using errcode = 'BP003', message = 'this is not the database that the control plane means',
             hint = 'Correct the data source, or stamp the database.';
     elsif home.role is null and not biplane.may_enter_v1(session_user) then

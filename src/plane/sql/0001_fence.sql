@@ -2,24 +2,32 @@
 -- begins afterwards; who began before is in biplane.running_v1.
 
 -- Nobody enters any more, once this is committed. Written again if it was so already: a commit that an earlier attempt did
--- not see the end of is followed by one that is flushed.
-create function biplane.fence_v1(tenant uuid, epoch bigint) returns void
+-- not see the end of is followed by one that is flushed. Returns when that was if the tenant was open before, so that
+-- whoever gives up takes back what is still its own fence, and not another's.
+create function biplane.fence_v1(tenant uuid, epoch bigint) returns timestamptz
 language plpgsql as $function$
+declare
+    before text;
+    fenced_at timestamptz := pg_catalog.clock_timestamp();
 begin
     perform biplane.commit_durably_v1();
-    update biplane.residence as residence
-    set state = 'fenced', changed_at = pg_catalog.clock_timestamp()
+    select residence.state into before
+    from biplane.residence as residence
     where residence.tenant_id operator(pg_catalog.=) fence_v1.tenant
         and residence.epoch operator(pg_catalog.=) fence_v1.epoch
-        and residence.state operator(pg_catalog.<>) 'restored';
+        and residence.state operator(pg_catalog.<>) 'restored'
+    for update;
     if not found then
         raise exception using errcode = 'BP001', message = 'the tenant is not here at this epoch, or waits to be reconciled';
     end if;
+    update biplane.residence as residence set state = 'fenced', changed_at = fenced_at
+    where residence.tenant_id operator(pg_catalog.=) fence_v1.tenant;
+    return case before when 'open' then fenced_at end;
 end
 $function$;
 
--- It is entered again, at the same epoch.
-create function biplane.unfence_v1(tenant uuid, epoch bigint) returns void
+-- It is entered again, at the same epoch; with a time, only if it was fenced then and nobody has fenced it since.
+create function biplane.unfence_v1(tenant uuid, epoch bigint, fenced_at timestamptz default null) returns void
 language plpgsql as $function$
 begin
     perform biplane.commit_durably_v1();
@@ -27,9 +35,64 @@ begin
     set state = 'open', changed_at = pg_catalog.clock_timestamp()
     where residence.tenant_id operator(pg_catalog.=) unfence_v1.tenant
         and residence.epoch operator(pg_catalog.=) unfence_v1.epoch
-        and residence.state operator(pg_catalog.<>) 'restored';
+        and residence.state operator(pg_catalog.<>) 'restored'
+        and (fenced_at is null or residence.changed_at operator(pg_catalog.=) fenced_at);
     if not found then
         raise exception using errcode = 'BP001', message = 'the tenant is not here at this epoch, or waits to be reconciled';
+    end if;
+end
+$function$;
+
+-- What a restored or copied database says of a tenant is right: the control plane has it here, at this epoch, isolated this
+-- way. Says whether it was.
+create function biplane.confirm_v1(tenant uuid, epoch bigint, isolation text) returns boolean
+language plpgsql as $function$
+begin
+    perform biplane.commit_durably_v1();
+    update biplane.residence as residence
+    set state = case residence.state when 'restored' then 'open' else residence.state end,
+        database_id = biplane.database_v1(), changed_at = pg_catalog.clock_timestamp()
+    where residence.tenant_id operator(pg_catalog.=) confirm_v1.tenant
+        and residence.epoch operator(pg_catalog.=) confirm_v1.epoch
+        and residence.isolation operator(pg_catalog.=) confirm_v1.isolation;
+    return found;
+end
+$function$;
+
+-- The tenant lives here from now on, at this epoch: open to be entered, or fenced until its rows are here. An epoch only
+-- rises, and not under those who have entered; the same one again must be told the same.
+create function biplane.place_v1(
+    tenant uuid, epoch bigint, isolation text, state text, schema_name name default null, row_key text default null
+) returns void
+language plpgsql as $function$
+begin
+    perform biplane.commit_durably_v1();
+    insert into biplane.residence as home (tenant_id, epoch, state, isolation, schema_name, row_key, database_id)
+    values (tenant, epoch, state, isolation, schema_name, row_key, biplane.database_v1())
+    on conflict (tenant_id) do update set epoch = excluded.epoch, state = excluded.state,
+        isolation = excluded.isolation, schema_name = excluded.schema_name, row_key = excluded.row_key,
+        database_id = excluded.database_id, changed_at = excluded.changed_at
+    where home.epoch operator(pg_catalog.<) excluded.epoch and home.state operator(pg_catalog.<>) 'open'
+        or row (home.epoch, home.state, home.isolation, home.schema_name, home.row_key, home.database_id)
+            is not distinct from row (excluded.epoch, excluded.state, excluded.isolation,
+                excluded.schema_name, excluded.row_key, excluded.database_id);
+    if not found then
+        raise exception using errcode = 'BP001', message = 'the tenant is here already, open, or at this epoch or a later one';
+    end if;
+end
+$function$;
+
+-- The tenant has left: whoever still comes with the old epoch is told to look where it lives. Only once it is fenced.
+create function biplane.leave_v1(tenant uuid, epoch bigint) returns void
+language plpgsql as $function$
+begin
+    perform biplane.commit_durably_v1();
+    delete from biplane.residence as residence
+    where residence.tenant_id operator(pg_catalog.=) leave_v1.tenant
+        and residence.epoch operator(pg_catalog.=) leave_v1.epoch
+        and residence.state operator(pg_catalog.<>) 'open';
+    if not found then
+        raise exception using errcode = 'BP001', message = 'the tenant is not here, fenced, at this epoch';
     end if;
 end
 $function$;
@@ -83,8 +146,11 @@ language sql volatile as $function$
     select 'prepared', pg_catalog.concat(prepared.transaction, ' ', prepared.gid), null
     from pg_catalog.pg_prepared_xacts as prepared
     cross join residence
-    left join marked on marked.virtualtransaction operator(pg_catalog.=)
-        pg_catalog.concat('-1/', prepared.transaction)
+    -- It has kept its locks, and the one on its own number says under which virtual id.
+    left join held as own on own.locktype operator(pg_catalog.=) 'transactionid'
+        and own.transactionid operator(pg_catalog.=) prepared.transaction
+        and own.pid is null and own.mode operator(pg_catalog.=) 'ExclusiveLock'
+    left join marked on marked.virtualtransaction operator(pg_catalog.=) own.virtualtransaction
     where prepared.database operator(pg_catalog.=) pg_catalog.current_database()
         and (residence.alone or marked.ours is not false)
     union all
@@ -94,5 +160,6 @@ language sql volatile as $function$
     where residence.alone and session.backend_type operator(pg_catalog.=) 'client backend'
 $function$;
 
-revoke all on function biplane.fence_v1(uuid, bigint), biplane.unfence_v1(uuid, bigint),
-    biplane.commit_durably_v1(), biplane.running_v1(uuid) from public;
+revoke all on function biplane.fence_v1(uuid, bigint), biplane.unfence_v1(uuid, bigint, timestamptz),
+    biplane.confirm_v1(uuid, bigint, text), biplane.place_v1(uuid, bigint, text, text, name, text),
+    biplane.leave_v1(uuid, bigint), biplane.commit_durably_v1(), biplane.running_v1(uuid) from public;

@@ -82,8 +82,16 @@ pub(super) const TYPES: &[(&str, How)] = &[
     ("plane::DataPlane", Public(NO_VALUES)),
     ("plane::DataSchema", Public(NO_VALUES)),
     ("plane::Db", AtWork),
+    ("plane::DrainOptions", Public(FIGURES)),
+    ("plane::Fence", Public("shows nothing of its connection")),
+    ("plane::Finding", Public("words and counters")),
     ("plane::IsolationLevel", Public(WORD)),
     ("plane::KeyType", Public(WORD)),
+    ("plane::Reconcile", Public("ids, words and counters")),
+    ("plane::ReconcileMode", Public(WORD)),
+    ("plane::Recorded", Public("an id, a counter and a word")),
+    ("plane::Residence", Public(NAME)),
+    ("plane::ResidenceState", Public(WORD)),
     ("plane::RoleName", Public(NAME)),
     (
         "plane::RoleNameError",
@@ -92,6 +100,7 @@ pub(super) const TYPES: &[(&str, How)] = &[
             shown.error(&RoleName::parse(&format!("{SECRET}\0")).unwrap_err());
         }),
     ),
+    ("plane::RoleTimeouts", Public(FIGURES)),
     (
         "plane::RowPolicy",
         Public("names of a table, a column and a setting, which are there to be printed"),
@@ -100,6 +109,10 @@ pub(super) const TYPES: &[(&str, How)] = &[
     (
         "plane::RowSecurityReport",
         Public("names of a role, tables and policies"),
+    ),
+    (
+        "plane::Running",
+        Public("process ids, and names of prepared transactions"),
     ),
     ("plane::TenantConn", Public("an alias of plane::Conn")),
     ("plane::TenantDb", Public("an alias of plane::Db")),

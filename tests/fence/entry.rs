@@ -1,0 +1,199 @@
+//! Who enters, who does not, and what a transaction has once it is in.
+
+use std::time::Duration;
+
+use biplane::{
+    error::ErrorKind,
+    plane::{DataSchema, Fence, Residence, RoleName, RoleTimeouts},
+    tenant::{DatabaseId, Epoch, Isolation, TenantId},
+};
+
+use crate::support::*;
+
+const SETTINGS: [&str; 6] = [
+    "app.tenant_id",
+    "search_path",
+    "application_name",
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+];
+
+async fn settings(app: &mut sqlx::PgConnection) -> Vec<String> {
+    let mut values = Vec::new();
+    for name in SETTINGS {
+        values.push(text(app, &format!("current_setting('{name}', true)")).await);
+    }
+    values
+}
+
+#[tokio::test]
+async fn a_transaction_has_its_tenants_settings_and_the_next_one_has_none() {
+    let home = Home::empty(cluster().await).await;
+    let odd = r#"Odd "schema", pg_catalog"#;
+    let residence = Residence::new(home.tenant, Epoch::new(7), Isolation::Schema)
+        .schema(odd)
+        .row_key("it's 5");
+    let mut owner = home.owner().await;
+    Fence::new(&mut owner).place(&residence).await.unwrap();
+    let timeouts = RoleTimeouts::new()
+        .statement(Duration::from_secs(5))
+        .lock(Duration::from_micros(1))
+        .idle_in_transaction(Duration::from_secs(60));
+    DataSchema::allow(&mut owner, &RoleName::parse(APP).unwrap(), timeouts)
+        .await
+        .unwrap();
+    let mut app = home.app().await;
+    let service = "a service with a name that is too long to be shown";
+    run(&mut app, format!("set application_name = '{service}'"))
+        .await
+        .unwrap();
+    let before = settings(&mut app).await;
+    for level in LEVELS {
+        run(
+            &mut app,
+            format!("begin isolation level {level}; {}", home.enter(7)),
+        )
+        .await
+        .unwrap();
+        let path = r#""Odd ""schema"", pg_catalog", pg_temp"#.to_owned();
+        let name = format!("{} {}", &service[..26], home.tenant);
+        let limits = ["5s", "1ms", "1min"].map(str::to_owned);
+        let inside = ["it's 5".to_owned(), path, name].into_iter().chain(limits);
+        assert_eq!(settings(&mut app).await, inside.collect::<Vec<_>>());
+        run(&mut app, "commit").await.unwrap();
+        let mut after = settings(&mut app).await;
+        assert_eq!(after.remove(0), "", "a setting that was once set is empty");
+        assert_eq!(after, before[1..]);
+    }
+}
+
+#[tokio::test]
+async fn each_reason_not_to_enter_has_its_code() {
+    let home = Home::new(Isolation::Row).await;
+    let neighbour = home.neighbour().await;
+    let mut app = home.app().await;
+    let elsewhere = format!(
+        "select biplane.enter_v1('{}', 1, '{}')",
+        home.tenant,
+        DatabaseId::new()
+    );
+    for (sql, code) in [
+        (home.enter(2), "BP001"),
+        (home.enter_as(TenantId::new(), 1), "BP001"),
+        (elsewhere, "BP003"),
+        (
+            format!("begin; {}; {}", home.enter(1), home.enter_as(neighbour, 1)),
+            "BP004",
+        ),
+    ] {
+        assert_eq!(refused(&mut app, sql.clone()).await, code, "{sql}");
+        run(&mut app, "rollback").await.unwrap();
+    }
+    run(&mut app, home.enter(1)).await.unwrap();
+    home.fence_patiently().await;
+    assert_eq!(refused(&mut app, home.enter(1)).await, "BP002");
+    assert_eq!(
+        refused(&mut app, home.enter(2)).await,
+        "BP001",
+        "who is wrong about the epoch is told that"
+    );
+}
+
+/// A drain asks who may enter, so nobody else may: a superuser's dump is not waited for.
+#[tokio::test]
+async fn only_the_logins_that_were_named_and_members_of_named_groups_enter() {
+    let home = Home::new(Isolation::Row).await;
+    let (blue, stranger) = (
+        format!("blue_{}", home.database),
+        format!("stranger_{}", home.database),
+    );
+    for name in [&blue, &stranger] {
+        create_login(home.cluster, name).await;
+    }
+    let mut owner = home.owner().await;
+    assert_eq!(refused(&mut owner, home.enter(1)).await, "42501");
+    assert_eq!(
+        refused(&mut home.login(&stranger).await, home.enter(1)).await,
+        "42501"
+    );
+    let sql = format!(
+        "grant {APP} to {blue};
+         grant usage on schema biplane to {stranger};
+         grant select on all tables in schema biplane to {stranger};
+         grant execute on all functions in schema biplane to {stranger}"
+    );
+    run(&mut owner, sql).await.unwrap();
+    assert_eq!(
+        refused(&mut home.login(&stranger).await, home.enter(1)).await,
+        "42501",
+        "grants alone do not do"
+    );
+    let mut member = home.login(&blue).await;
+    run(&mut member, format!("begin; {}", home.enter(1)))
+        .await
+        .unwrap();
+    let named = home.fence_in_vain().await;
+    assert!(named.contains(&pid(&mut member).await.to_string()), "{named}");
+    run(&mut owner, format!("select biplane.disallow_v1('{APP}')"))
+        .await
+        .unwrap();
+    assert_eq!(refused(&mut home.app().await, home.enter(1)).await, "42501");
+}
+
+#[tokio::test]
+async fn placing_follows_the_rules_that_enter_relies_on() {
+    let home = Home::new(Isolation::Schema).await;
+    let mut owner = home.owner().await;
+    let mut fence = Fence::new(&mut owner);
+    let schema = format!("t_{}", home.tenant);
+    let here =
+        |epoch| Residence::new(home.tenant, Epoch::new(epoch), Isolation::Schema).schema(schema.clone());
+    let other = |isolation| Residence::new(TenantId::new(), Epoch::FIRST, isolation);
+    fence.place(&here(1)).await.unwrap();
+    let error = fence.place(&here(2)).await.unwrap_err();
+    assert_eq!(
+        error.kind(),
+        ErrorKind::VersionConflict,
+        "not under those who have entered"
+    );
+    fence.fence(home.tenant, Epoch::FIRST, &patient()).await.unwrap();
+    fence.place(&here(3).fenced()).await.unwrap();
+    for (residence, kind) in [
+        (here(3), ErrorKind::VersionConflict),
+        (here(2), ErrorKind::VersionConflict),
+        (other(Isolation::Schema), ErrorKind::InvalidInput),
+        (other(Isolation::Database), ErrorKind::InvalidInput),
+        (
+            other(Isolation::Schema).schema(schema.clone()),
+            ErrorKind::InvalidInput,
+        ),
+        (
+            other(Isolation::Schema).schema("pg_toast"),
+            ErrorKind::InvalidInput,
+        ),
+        (other(Isolation::Row).row_key(""), ErrorKind::InvalidInput),
+        (
+            Residence::new(TenantId::new(), Epoch::ZERO, Isolation::Row),
+            ErrorKind::InvalidInput,
+        ),
+    ] {
+        let error = fence.place(&residence).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{residence:?}: {error}");
+    }
+    fence.place(&other(Isolation::Row).row_key("5")).await.unwrap();
+    let error = fence
+        .place(&other(Isolation::Row).row_key("5"))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.kind(),
+        ErrorKind::InvalidInput,
+        "two tenants with the same rows"
+    );
+    assert_eq!(fence.residences().await.unwrap().len(), 2);
+    fence.leave(home.tenant, Epoch::new(3)).await.unwrap();
+    let error = fence.leave(home.tenant, Epoch::new(3)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::VersionConflict);
+    assert_eq!(refused(&mut home.app().await, home.enter(3)).await, "BP001");
+}

@@ -1,0 +1,11 @@
+//! The fence in a data-plane database: who enters, and that nobody commits behind a mover's back.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod copies;
+mod drain;
+mod durable;
+mod entry;
+mod grants;
+mod property;
+mod sessions;
+mod support;
