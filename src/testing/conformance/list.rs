@@ -90,8 +90,6 @@ macro_rules! repository_conformance {
             $crate::__conformance!(Backend, $start, credentials: [
                 a_credential_is_seen_through_the_tenants,
                 versions_rise_across_the_slots,
-                an_opening_is_audited_and_changes_nothing,
-                an_opening_of_nothing_or_by_nobody_is_refused,
                 a_credential_raises_the_version_of_its_source,
                 an_old_version_is_refused,
                 plaintext_is_refused,
@@ -103,6 +101,8 @@ macro_rules! repository_conformance {
                 a_reseal_that_cannot_be_changes_nothing,
                 a_reseal_is_audited_by_key_and_logged,
                 pages_of_sealed_credentials_have_each_one_once,
+                an_opening_is_audited_and_changes_nothing,
+                an_opening_of_nothing_or_by_nobody_is_refused,
             ]);
             $crate::__conformance!(Backend, $start, promotion: [
                 what_was_prepared_is_in_use_after_its_promotion,
