@@ -11,10 +11,10 @@ use std::{os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 use biplane::{
     Biplane,
     error::ErrorKind,
-    plane::{DataSchema, RoleName, TenantDb},
+    plane::{DataSchema, Fence, Residence, RoleName, TenantDb},
     repository::{CredentialSlot, NewSource},
     router::{CacheOptions, Clock, FeedOptions},
-    tenant::{DatabaseId, Location, Role, TenantId, TenantStatus},
+    tenant::{DatabaseId, Isolation, Location, Role, TenantId, TenantStatus},
     testing::{
         faulty::{Fault, FaultyRepository},
         wait,
@@ -87,6 +87,15 @@ async fn copy_of(home: &Home, name: &str, database_id: DatabaseId) -> String {
     let mut owner = owner(&database).await;
     let role = RoleName::parse(home.login.username()).unwrap();
     DataSchema::install(&mut owner, database_id, &[role])
+        .await
+        .unwrap();
+    let tenant = &home.tenant;
+    Fence::new(&mut owner)
+        .place(&Residence::new(
+            tenant.id,
+            tenant.placement.epoch,
+            Isolation::Database,
+        ))
         .await
         .unwrap();
     database

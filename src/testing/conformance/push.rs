@@ -81,6 +81,12 @@ pub async fn a_position_that_is_told_can_be_read(backend: &dyn PushBackend) {
         }
     };
     tokio::join!(written, heard);
+    // And nobody is told of what comes after it, which among many writers is soon there all the same.
+    let mut listener = listen(backend).await;
+    world.source("alone").await;
+    if let ChangeHint::Reached(told) = hear(&mut *listener).await {
+        assert!(told <= head(backend).await, "it was told before it was there");
+    }
 }
 
 /// However many commit at once, the last of it is told.
