@@ -134,8 +134,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         let domains = tenant.domains.iter().cloned().map(TenantName::Domain);
         for name in std::iter::once(slug).chain(domains) {
             if table.named(&name).is_none() {
-                let entry = Arc::clone(&entry);
-                table.bind(&name, Named { entry, version: None });
+                table.bind(&name, Named::new(Arc::clone(&entry), None));
             }
         }
         route
@@ -154,8 +153,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         table.enter(Arc::clone(&entry));
         self.routes.insert(tenant, new);
         for (version, name) in names {
-            let entry = Arc::clone(&entry);
-            table.bind(&name, Named { entry, version });
+            table.bind(&name, Named::new(Arc::clone(&entry), version));
         }
     }
 
