@@ -101,7 +101,9 @@ async fn the_log_gets_one_line_for_each_change_of_state() {
         world.log.set(Fault::None);
         world.looks(50).await;
     }
-    let lines = logged();
+    let mut lines = logged();
+    // Said once at the start, whatever becomes of the log.
+    lines.retain(|line| !line.contains("not fenced"));
     assert_eq!(lines.len(), 5, "{lines:#?}");
 }
 
