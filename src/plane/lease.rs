@@ -247,7 +247,9 @@ impl Lent {
     /// text, which means something else in another schema.
     fn keeps_statements(&self) -> bool {
         self.checkout.dial().keeps_statements()
-            && (self.owns_session() || self.shared() != Some(Isolation::Schema))
+            && (self.owns_session()
+                || self.shared() != Some(Isolation::Schema)
+                || cfg!(biplane_mutant = "poolers_know_schemas"))
     }
 
     fn judge<T>(&mut self, result: sqlx::Result<T>) -> sqlx::Result<T> {

@@ -18,7 +18,7 @@ use super::{
     PoolOptions, StatementLogging,
     attempt::Way,
     breaker::Guard,
-    failure::Blame,
+    failure::{self, Blame},
     later, locked,
     logins::{Authorisation, Keeper},
 };
@@ -175,6 +175,12 @@ impl Dial {
         let connection = match timeout_at(until, connecting.connect()).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
+                if let Some(rejected) = self.rejected_by_pooler(&error) {
+                    return Err(NotDialed {
+                        blame: Blame::Login,
+                        ..rejected.into()
+                    });
+                }
                 return Err(NotDialed {
                     answered: !matches!(error, sqlx::Error::Io(_)),
                     blame: Blame::of(&error),
@@ -215,6 +221,14 @@ impl Dial {
         }
     }
 
+    /// What a pooler says of a login that it does not take, as a server would have said it.
+    fn rejected_by_pooler(&self, error: &sqlx::Error) -> Option<Error> {
+        if self.is_direct() || cfg!(biplane_mutant = "poolers_reject_nobody") {
+            return None;
+        }
+        failure::poolers_rejection(error).map(|rejected| rejected.detail(self.whereabouts()))
+    }
+
     /// What leads to the same server by now.
     pub(super) fn successor(&self) -> Option<Arc<Self>> {
         let mut last = self.successor.find()?;
@@ -241,8 +255,9 @@ impl Dial {
     }
 
     /// Whether a session is ours for as long as the connection lives.
-    pub(crate) const fn session_is_ours(&self) -> bool {
+    pub(crate) fn session_is_ours(&self) -> bool {
         !matches!(self.server.pooler, Pooler::Transaction { .. })
+            || cfg!(biplane_mutant = "poolers_lend_sessions")
     }
 
     /// Whether the process at the other end of the connection is the backend itself.

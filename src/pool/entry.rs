@@ -71,6 +71,11 @@ enum Names {
 const AS_NEW: &str = "begin; set session authorization default; reset all; close all; unlisten *; \
      select pg_catalog.pg_advisory_unlock_all(); discard temp; discard sequences; ";
 
+/// Closes statements that somebody has prepared by SQL, and no others.
+const FORGET_PREPARED_BY_SQL: &str = "do $biplane$ declare left_over record; begin \
+     for left_over in select name from pg_catalog.pg_prepared_statements where from_sql loop \
+     execute pg_catalog.format('deallocate %I', left_over.name); end loop; end $biplane$; ";
+
 impl Checkout {
     /// Opens a transaction with these options, as this tenant if there is one, all in one round trip.
     ///
@@ -166,6 +171,12 @@ impl Checkout {
             text.push_str("select ");
             text.push_str(&self.dial().settings());
             text.push_str("; ");
+        } else if !cfg!(biplane_mutant = "statements_outlive_tenants") {
+            // Those that a pooler keeps for its clients were not prepared by SQL, and it counts on them.
+            text.push_str(match self.dial().keeps_statements() {
+                true => FORGET_PREPARED_BY_SQL,
+                false => "deallocate all; ",
+            });
         }
         text.push_str("commit; ");
     }

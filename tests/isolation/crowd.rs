@@ -1,18 +1,24 @@
 //! Many tenants in three modes, at random, through one connection, and given up at any point: nobody ever finds a row, a
 //! type or a setting of anybody else's.
 //!
+//! `BIPLANE_POOLER_ROUNDS=50` does 50 times as much of what goes through PgBouncer as it is done every day, and
 //! `BIPLANE_ISOLATION_ROUNDS=10000 cargo test --all-features --test isolation crowd` runs for minutes. A failure prints the
 //! seed; `BIPLANE_ISOLATION_SEED` takes it.
 
 use std::{env, fmt::Debug};
 
-use biplane::{plane::TenantDb, tenant::Isolation};
+use biplane::{
+    plane::TenantDb,
+    tenant::Isolation,
+    testing::postgres::{PgBouncer, PoolMode},
+};
 use futures_util::{StreamExt, future::join_all};
 use sqlx::{Executor, Row};
 
 use crate::{
-    data_plane::{LIMIT, World, give_up_after, give_up_in_turn, options},
+    data_plane::{LIMIT, World, give_up_after, give_up_in_turn, options, through},
     homes::{Home, Own, Resident, add_by, handle, unaware, world},
+    poolers::{self, Profile, behind_each_pgbouncer, behind_each_pgbouncer_in_session_mode},
     sessions::{LEFTOVERS, Mood},
 };
 
@@ -174,13 +180,30 @@ struct Crowd {
     residents: Vec<Resident>,
     dbs: Vec<TenantDb>,
     _biplane: biplane::Biplane,
+    _bouncer: Option<PgBouncer>,
 }
 
 /// Three tenants by schema, one of them with a role of its own, and three by row, all in one database; and two with one of
 /// their own if they are asked for. One connection for all.
 async fn crowd(alone: usize) -> Crowd {
+    crowd_behind(None, alone, 1).await
+}
+
+/// The same behind a PgBouncer, to which there are so many connections, and which has one session of the server for each
+/// database and login.
+async fn crowd_behind(profile: Option<Profile>, alone: usize, connections: u32) -> Crowd {
     let world = world().await;
-    let home = Home::new(&world).await;
+    let bouncer = match profile {
+        // In session mode whoever cancels a statement needs another session.
+        Some(profile) if profile.mode == PoolMode::Session => Some(profile.start(world.cluster, 3).await),
+        Some(profile) => Some(profile.start(world.cluster, 1).await),
+        None => None,
+    };
+    let way = |server| match &bouncer {
+        Some(bouncer) => through(server, bouncer.pooler(), bouncer.endpoint()),
+        None => server,
+    };
+    let home = Home::reached_by(&world, way).await;
     let mut residents = vec![home.in_schema(&world, Own::Role).await];
     for isolation in [
         Isolation::Schema,
@@ -193,13 +216,13 @@ async fn crowd(alone: usize) -> Crowd {
     }
     for _ in 0..alone {
         residents.push(
-            Home::new(&world)
+            Home::reached_by(&world, way)
                 .await
                 .resident(&world, Isolation::Database)
                 .await,
         );
     }
-    let biplane = unaware(&world, options(1));
+    let biplane = unaware(&world, options(connections));
     let mut dbs = Vec::new();
     for resident in &residents {
         let db = handle(&biplane, resident).await;
@@ -211,6 +234,7 @@ async fn crowd(alone: usize) -> Crowd {
         residents,
         dbs,
         _biplane: biplane,
+        _bouncer: bouncer,
     }
 }
 
@@ -292,3 +316,45 @@ async fn nor_with_tenants_that_have_databases_of_their_own_among_them() {
     // Each change of databases costs a connection.
     run("three modes", crowd(2).await, 2, rounds / 16).await;
 }
+
+/// Everybody's transactions run in one session of the server, in any order.
+async fn nobody_behind_one_session_of_the_server_finds_what_is_anothers(profile: Profile) {
+    let rounds = 160 * poolers::patience();
+    run(
+        "one session",
+        crowd_behind(Some(profile), 0, 4).await,
+        4,
+        rounds / 4,
+    )
+    .await;
+}
+
+async fn nor_with_databases_of_their_own_behind_the_same_pooler(profile: Profile) {
+    let rounds = 96 * poolers::patience();
+    run(
+        "three modes",
+        crowd_behind(Some(profile), 2, 6).await,
+        4,
+        rounds / 4,
+    )
+    .await;
+}
+
+/// One connection, for each has a session of the server for as long as it lives.
+async fn nobody_in_a_session_that_a_pooler_gave_finds_what_is_anothers(profile: Profile) {
+    let rounds = 120 * poolers::patience();
+    run(
+        "a session of a pooler's",
+        crowd_behind(Some(profile), 0, 1).await,
+        2,
+        rounds / 2,
+    )
+    .await;
+}
+
+behind_each_pgbouncer!(
+    nobody_behind_one_session_of_the_server_finds_what_is_anothers,
+    nor_with_databases_of_their_own_behind_the_same_pooler,
+);
+
+behind_each_pgbouncer_in_session_mode!(nobody_in_a_session_that_a_pooler_gave_finds_what_is_anothers);

@@ -106,12 +106,18 @@ impl Fence<'_> {
     /// # Cancel safety
     /// Safe: reads only.
     pub async fn running(&mut self, tenant: TenantId) -> Result<BTreeSet<Running>, Error> {
-        let rows: Vec<(String, String, Option<i32>)> =
-            sqlx::query_as("select kind, id, pid from biplane.running_v1($1)")
-                .bind(*tenant.as_uuid())
-                .fetch_all(&mut *self.connection)
-                .await
-                .map_err(failed)?;
+        let running = match cfg!(biplane_mutant = "poolers_are_not_drained") {
+            false => "select kind, id, pid from biplane.running_v1($1)",
+            true => {
+                "select kind, id, pid from biplane.running_v1($1) where pid is null
+                    or pid in (select pid from pg_stat_activity where client_addr is not null)"
+            }
+        };
+        let rows: Vec<(String, String, Option<i32>)> = sqlx::query_as(running)
+            .bind(*tenant.as_uuid())
+            .fetch_all(&mut *self.connection)
+            .await
+            .map_err(failed)?;
         Ok(rows
             .into_iter()
             .filter_map(|(kind, id, pid)| match (kind.as_str(), pid) {
