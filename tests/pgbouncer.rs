@@ -16,7 +16,7 @@ use biplane::{
 use data_plane::{Placed, Wish, World, backend, notes, options, shared, through};
 use futures_util::TryStreamExt;
 use poolers::{Profile, behind_each_pgbouncer, behind_each_pgbouncer_in_session_mode};
-use sqlx::{Executor, SqlSafeStr, Statement};
+use sqlx::{Executor, Row, SqlSafeStr, Statement};
 
 struct Behind<'a> {
     world: World<'a>,
@@ -84,6 +84,7 @@ behind_each_pgbouncer!(
     a_held_connection_is_refused,
     a_read_only_tenant_is_not_written_to,
     statements_are_prepared_and_described_by_many,
+    types_of_ones_own_are_read_and_written,
     a_statement_that_is_given_up_takes_no_other_with_it,
     the_identity_of_a_database_is_asked_for_through_it,
     a_pooler_that_dies_is_unavailable_and_comes_back,
@@ -261,11 +262,51 @@ async fn statements_are_prepared_and_described_by_many(profile: Profile) {
     for client in crowd {
         client.await.unwrap();
     }
-    let left = "select count(*) from pg_prepared_statements";
-    let left: i64 = sqlx::query_scalar(left).fetch_one(&db).await.unwrap();
+    // As text, so that asking prepares nothing.
+    let left = sqlx::raw_sql("select count(*) from pg_prepared_statements");
+    let left: i64 = left.fetch_one(&db).await.unwrap().try_get(0).unwrap();
     let kept = 0..=i64::from(profile.prepared);
     assert!(kept.contains(&left), "{left} in {}", placed.database);
     assert_eq!(left > 0, profile.prepared > 0, "they are kept where they may be");
+}
+
+/// sqlx asks about a type that it does not know while the statement is under way.
+async fn types_of_ones_own_are_read_and_written(profile: Profile) {
+    let behind = behind(profile, 2).await;
+    let (_biplane, placed, db) = behind.one().await;
+    let types = "create type mood as enum ('good', 'bad'); create domain name_of as text;
+        create type pair as (a int, b text); create table typed (mood mood, name name_of, pair pair)";
+    behind.world.cluster.sql(&placed.database, types).await.unwrap();
+    for round in 1..=4_i64 {
+        sqlx::query("insert into typed values ('good', $1, row (1, 'b'::text)::pair)")
+            .bind("name")
+            .execute(&db)
+            .await
+            .unwrap();
+        let mut tx = db.begin().await.unwrap();
+        for _ in 0..2 {
+            let rows = sqlx::query("select * from typed where $1")
+                .bind(true)
+                .fetch_all(&mut tx)
+                .await
+                .unwrap();
+            assert_eq!(i64::try_from(rows.len()).unwrap(), round);
+            let sorted: Vec<String> =
+                sqlx::query_scalar("select mood::text from typed where mood = $1::text::mood")
+                    .bind("good")
+                    .fetch_all(&mut tx)
+                    .await
+                    .unwrap();
+            assert_eq!(i64::try_from(sorted.len()).unwrap(), round);
+        }
+        tx.commit().await.unwrap();
+        let row = sqlx::query("select mood, pair from typed where $1 limit 1")
+            .bind(true)
+            .fetch_one(&db)
+            .await
+            .unwrap();
+        assert_eq!(row.len(), 2);
+    }
 }
 
 async fn a_statement_that_is_given_up_takes_no_other_with_it(profile: Profile) {

@@ -51,6 +51,9 @@ pub(crate) struct Dial {
     pub(crate) successor: Successor,
 }
 
+/// How many statements sqlx keeps for a connection unless it is told otherwise.
+const STATEMENTS: usize = 100;
+
 /// The dial that took another's place, as long as it is there.
 #[derive(Default)]
 pub(crate) struct Successor(Mutex<Weak<Dial>>);
@@ -334,9 +337,11 @@ impl Dial {
             Pooler::Transaction {
                 max_prepared_statements,
             } => {
-                let capacity = usize::try_from(max_prepared_statements)
-                    .unwrap_or(usize::MAX)
-                    .min(100);
+                // Where the pooler keeps none, those of one transaction.
+                let capacity = match usize::try_from(max_prepared_statements) {
+                    Ok(0) | Err(_) => STATEMENTS,
+                    Ok(statements) => statements.min(STATEMENTS),
+                };
                 // A pooler refuses start-up parameters that it does not know.
                 open = open.statement_cache_capacity(capacity).extra_float_digits(None);
             }

@@ -160,9 +160,10 @@ async fn types_and_statements_of_one_name_are_each_schemas_own(profile: Profile)
             assert_eq!(described.columns.len(), 1);
         }
     }
-    let left = "select count(*) from pg_prepared_statements";
-    let left: i64 = sqlx::query_scalar(left).fetch_one(&behind.dbs[0]).await.unwrap();
-    assert_eq!(left, 0, "a pooler tells them apart by their text");
+    // As text, so that asking prepares nothing.
+    let left = sqlx::raw_sql("select count(*) from pg_prepared_statements");
+    let left = left.fetch_one(&behind.dbs[0]).await.unwrap();
+    assert!(sqlx::Row::get::<i64, _>(&left, 0) <= i64::from(profile.prepared));
 }
 
 async fn the_fence_holds_and_a_stale_route_is_refreshed(profile: Profile) {

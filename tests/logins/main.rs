@@ -3,6 +3,10 @@
 
 #[path = "../data_plane/mod.rs"]
 mod data_plane;
+#[path = "../poolers/mod.rs"]
+mod poolers;
+
+mod behind_poolers;
 mod drain;
 mod expiry;
 mod flow;

@@ -373,7 +373,7 @@ mod tests {
         assert_eq!(files(search.newer_bouncers()), expected);
         assert_eq!(files(search.bouncers()), expected[..1]);
         search.newer_bouncer_variable = Some(root.path().join("typo").into());
-        assert_eq!(files(search.newer_bouncers()), [PathBuf::new(); 0]);
+        assert!(files(search.newer_bouncers()).is_empty());
     }
 
     #[test]
