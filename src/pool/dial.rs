@@ -345,7 +345,8 @@ impl Dial {
                 // A pooler refuses start-up parameters that it does not know.
                 open = open.statement_cache_capacity(capacity).extra_float_digits(None);
             }
-            Pooler::Direct | Pooler::Session => {}
+            Pooler::Session => open = open.extra_float_digits(None),
+            Pooler::Direct => {}
         }
         match options.statement_logging {
             StatementLogging::Off => open.disable_statement_logging(),
