@@ -16,10 +16,12 @@ use biplane::{
     router::FeedOptions,
     secret::Credential,
     tenant::Role,
-    testing::postgres::{BouncerAuth, PgBouncer, PoolMode},
+    testing::{
+        postgres::{BouncerAuth, PgBouncer, PoolMode},
+        wait,
+    },
 };
 use futures_util::future::join_all;
-use sqlx::AssertSqlSafe;
 
 use crate::{
     Sealed,
@@ -30,6 +32,10 @@ use crate::{
     poolers::{self, Profile, behind_each_pgbouncer, behind_each_pgbouncer_in_session_mode},
     user,
 };
+
+const SOON: Duration = Duration::from_secs(1);
+/// As PgBouncer has it by itself.
+const LATE: Duration = Duration::from_secs(600);
 
 /// How PgBouncer learns of a login: it asks the server, or is told in a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -46,8 +52,8 @@ struct Behind {
     tenants: Vec<Placed>,
 }
 
-/// Sessions of the server that nobody uses are closed after a second, so that a login is soon out of use.
-async fn behind(profile: Profile, learns: Learns) -> Behind {
+/// Sessions of the server that nobody uses are closed after this time; a login that is used no more is then out of use.
+async fn behind(profile: Profile, learns: Learns, idle: Duration) -> Behind {
     let sealed = Sealed::new().await;
     let logins = [sealed.role("a").await, sealed.role("b").await];
     let sessions = match profile.mode {
@@ -61,7 +67,7 @@ async fn behind(profile: Profile, learns: Learns) -> Behind {
     let bouncer = profile
         .before(sealed.world.cluster, sessions)
         .auth(auth)
-        .setting("server_idle_timeout", "1")
+        .setting("server_idle_timeout", idle.as_secs().to_string())
         .start()
         .await
         .unwrap();
@@ -87,11 +93,11 @@ async fn behind(profile: Profile, learns: Learns) -> Behind {
 }
 
 async fn nobody_fails_while_logins_rotate(profile: Profile) {
-    rotate(behind(profile, Learns::ByAsking).await, Learns::ByAsking).await;
+    rotate(behind(profile, Learns::ByAsking, SOON).await, Learns::ByAsking).await;
 }
 
 async fn nor_where_a_file_tells_it_of_logins(profile: Profile) {
-    rotate(behind(profile, Learns::ByFile).await, Learns::ByFile).await;
+    rotate(behind(profile, Learns::ByFile, SOON).await, Learns::ByFile).await;
 }
 
 async fn rotate(behind: Behind, learns: Learns) {
@@ -170,7 +176,7 @@ async fn rotate(behind: Behind, learns: Learns) {
 
 /// PgBouncer refuses an old password in words of its own.
 async fn a_password_changed_at_the_server_first_fails_nobody_while_the_next_one_is_stored(profile: Profile) {
-    let behind = behind(profile, Learns::ByAsking).await;
+    let behind = behind(profile, Learns::ByAsking, LATE).await;
     let (sealed, placed, first) = (&behind.sealed, &behind.tenants[0], &behind.logins[0]);
     sealed
         .store(placed, Next, &login(first.username(), "second"))
@@ -195,7 +201,7 @@ async fn a_password_changed_at_the_server_first_fails_nobody_while_the_next_one_
 
 async fn a_login_that_it_does_not_take_is_said_to_be_rejected(profile: Profile) {
     for learns in [Learns::ByAsking, Learns::ByFile] {
-        let behind = behind(profile, learns).await;
+        let behind = behind(profile, learns, LATE).await;
         let (sealed, placed) = (&behind.sealed, &behind.tenants[0]);
         for wrong in [
             login(behind.logins[0].username(), "wrong"),
@@ -213,7 +219,7 @@ async fn a_login_that_it_does_not_take_is_said_to_be_rejected(profile: Profile) 
 
 /// It lets clients in by itself, and logs in at the server when there is something to do there.
 async fn a_login_that_the_pooler_takes_and_the_server_does_not_is_not_promoted(profile: Profile) {
-    let behind = behind(profile, Learns::ByFile).await;
+    let behind = behind(profile, Learns::ByFile, SOON).await;
     let (sealed, placed, [_, new]) = (&behind.sealed, &behind.tenants[0], &behind.logins);
     behind.bouncer.know(&behind.logins).await.unwrap();
     let tools = Tools::of(sealed);
@@ -223,15 +229,11 @@ async fn a_login_that_the_pooler_takes_and_the_server_does_not_is_not_promoted(p
     sealed
         .sql(&format!("alter role {} nologin", new.username()))
         .await;
-    let mut server = sealed.world.cluster.connect("postgres").await.unwrap();
-    let end = format!(
-        "select pg_terminate_backend(pid, 10000) from pg_stat_activity where usename = '{}'",
-        new.username()
-    );
-    sqlx::raw_sql(AssertSqlSafe(end))
-        .execute(&mut server)
-        .await
-        .unwrap();
+    wait::until("its session of the server is closed", LIMIT, async || {
+        sealed.sessions_of(new.username()).await == 0
+    })
+    .await
+    .unwrap();
     let before = sealed.stored(placed).await.unwrap();
     let refused = rotation(placed).run(&tools, new).await;
     assert!(
