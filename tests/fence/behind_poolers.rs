@@ -121,6 +121,24 @@ async fn town(profile: Profile, isolation: Isolation, tenants: usize) -> Arc<Tow
     })
 }
 
+async fn what_runs_in_a_poolers_sessions_is_waited_for(profile: Profile) {
+    for isolation in [Isolation::Row, Isolation::Database] {
+        let home = Home::new(isolation).await;
+        let bouncer = profile.start(home.cluster, 1).await;
+        let mut app = through(&bouncer.endpoint(), &home.database).await.unwrap();
+        let write = "insert into public.note (epoch) values (1)";
+        run(&mut app, format!("begin; {}; {write}", home.enter(1)))
+            .await
+            .unwrap();
+        let pid = pid(&mut app).await.to_string();
+        let named = home.fence_in_vain().await;
+        assert!(named.contains(&pid), "{named}");
+        run(&mut app, "commit").await.unwrap();
+        home.fence_patiently().await;
+        assert_eq!(home.notes().await, "1");
+    }
+}
+
 async fn in_rows_that_two_tenants_share(profile: Profile) {
     race(town(profile, Isolation::Row, 2).await).await;
 }
@@ -146,6 +164,7 @@ async fn by_hand(profile: Profile, isolation: Isolation) {
 }
 
 behind_each_pgbouncer!(
+    what_runs_in_a_poolers_sessions_is_waited_for,
     in_rows_that_two_tenants_share,
     in_a_database_of_ones_own,
     by_hand_in_a_shared_database,
@@ -153,6 +172,7 @@ behind_each_pgbouncer!(
 );
 
 behind_each_pgbouncer_in_session_mode!(
+    what_runs_in_a_poolers_sessions_is_waited_for,
     in_rows_that_two_tenants_share,
     in_a_database_of_ones_own,
     by_hand_in_a_database_of_ones_own,
