@@ -67,6 +67,8 @@ async fn behind(profile: Profile, learns: Learns, idle: Duration) -> Behind {
     let bouncer = profile
         .before(sealed.world.cluster, sessions)
         .auth(auth)
+        // 1.18 does not tell a client that waits why it gets no session.
+        .setting("query_wait_timeout", "20")
         .setting("server_idle_timeout", idle.as_secs().to_string())
         .start()
         .await
