@@ -88,25 +88,24 @@ impl Mover {
 #[tokio::test]
 #[ignore = "started by the tests of this binary, as a process of its own"]
 async fn a_process_that_moves() {
-    let mut told = told();
-    while let Some(command) = told.recv().await {
+    let mut work = Work {
+        control: Control::from_env(),
+        ledger: ledger().await.unwrap(),
+        homes: BTreeMap::new(),
+        tenant: String::new(),
+        patience: LIMIT,
+        halt: String::new(),
+        told: told(),
+    };
+    while let Some(command) = work.told.recv().await {
         let words: Vec<&str> = command.split(' ').collect();
         let [what, tenant, patience, halt, to @ ..] = &words[..] else {
             panic!("not a command: {command}");
         };
-        let mut work = Work {
-            control: Control::from_env(),
-            ledger: ledger().await.unwrap(),
-            homes: BTreeMap::new(),
-            tenant: (*tenant).to_owned(),
-            patience: Duration::from_millis(patience.parse().unwrap()),
-            halt: (*halt).to_owned(),
-            told,
-        };
+        (work.tenant, work.halt) = ((*tenant).to_owned(), (*halt).to_owned());
+        work.patience = Duration::from_millis(patience.parse().unwrap());
         let target = (*what == "move").then(|| Place::parse(to[0], to[1]));
-        let worked = work.work(target).await;
-        told = work.told;
-        match worked {
+        match work.work(target).await {
             Ok(()) => say("done"),
             Err(error) if error.kind() == ErrorKind::Undrained => say(format!("undrained {error}")),
             Err(error) => say(format!("failed {error:?}").replace('\n', " ")),
@@ -117,7 +116,7 @@ async fn a_process_that_moves() {
 struct Work {
     control: Control,
     ledger: PgConnection,
-    /// A session in each database, by the name of its data source: the only ones that move this tenant.
+    /// A session in each database, by the name of its data source.
     homes: BTreeMap<String, PgConnection>,
     tenant: String,
     patience: Duration,
@@ -130,10 +129,12 @@ impl Work {
         let id = self.control.tenant(&self.tenant).await?.tenant.id;
         // Before anything is read that a mover before this one could change.
         for name in sources() {
-            let source = self.control.admin.source(&name).await?.unwrap();
-            let mut session = connect(&source, MOVER, &env::var(NAME).unwrap()).await?;
-            Fence::new(&mut session).take_over(id, LIMIT).await?;
-            self.homes.insert(name, session);
+            if !self.homes.contains_key(&name) {
+                let source = self.control.admin.source(&name).await?.unwrap();
+                let session = connect(&source, MOVER, &env::var(NAME).unwrap()).await?;
+                self.homes.insert(name.clone(), session);
+            }
+            self.fence(&name).take_over(id, LIMIT).await?;
         }
         let record = self.control.tenant(&self.tenant).await?;
         if !self.is_settled(&record).await? {
