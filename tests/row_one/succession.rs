@@ -63,21 +63,17 @@ async fn whatever_a_mover_had_done_when_it_died_the_next_one_finishes_or_takes_b
     let journal = Journal::open(world.directory(), "test");
     let tenant = "dora";
     for step in STEPS {
-        let from = world.control.place(tenant).await;
-        world.write(&biplane, tenant, &journal).await;
-        // To the other server, where it shares a database or has one.
-        let others = Place::all(tenant)
-            .into_iter()
-            .filter(|to| to.server != from.server);
-        for (number, to) in others.enumerate() {
+        // To the other server, to a database of its own or one that it shares.
+        for isolation in [Isolation::Database, Isolation::Schema, Isolation::Row] {
             let from = world.control.place(tenant).await;
-            let to = Place::new(1 - from.server, to.isolation);
+            let to = Place::new(1 - from.server, isolation);
+            world.write(&biplane, tenant, &journal).await;
             let mut mover = Mover::start(&world);
             let halted = mover.move_to(tenant, to, LIMIT, step).await;
             assert_eq!(halted, Moved::Halted, "{step}");
             mover.0.kill().await;
             let left = world.state(tenant, from, to).await;
-            assert_eq!(left, left_before(step), "before {step}, move {number}");
+            assert_eq!(left, left_before(step), "before {step}, to {to}");
 
             let mut next = Mover::start(&world);
             assert_eq!(next.settle(tenant, "").await, Moved::Done, "{step}");
