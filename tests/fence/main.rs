@@ -8,4 +8,5 @@ mod entry;
 mod grants;
 mod property;
 mod sessions;
+mod succession;
 mod support;
