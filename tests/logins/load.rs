@@ -58,6 +58,7 @@ async fn nobody_fails_and_the_cap_holds_while_logins_rotate() {
                     user(&db).await.unwrap();
                 }
                 calls += 1;
+                // At a pace that leaves the machine to the rotations, too.
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             calls
@@ -82,6 +83,7 @@ async fn nobody_fails_and_the_cap_holds_while_logins_rotate() {
                 .await
                 .unwrap();
                 most = most.max(sessions);
+                // Between two samples.
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             most
