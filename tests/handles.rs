@@ -63,21 +63,25 @@ async fn set_status(world: &World<'_>, biplane: &Biplane, placed: &Placed, statu
     biplane.invalidate(placed.id).await;
 }
 
-/// Moves a tenant to a database of its own elsewhere, and returns its name.
-async fn move_away(world: &World<'_>, biplane: &Biplane, placed: &Placed) -> String {
-    let target = world.tenant().await;
-    let vacated = world.record(target.id).await.version;
+/// A data source that no tenant lives on, and its database.
+async fn vacant(world: &World<'_>) -> Placed {
+    let vacated = world.tenant().await;
+    let version = world.record(vacated.id).await.version;
     // One database is one tenant's alone.
     let archived = world
         .control
-        .set_status(&world.by, target.id, vacated, TenantStatus::Archived)
+        .set_status(&world.by, vacated.id, version, TenantStatus::Archived)
         .await
         .unwrap();
     world
         .control
-        .delete(&world.by, target.id, archived.version)
+        .delete(&world.by, vacated.id, archived.version)
         .await
         .unwrap();
+    vacated
+}
+
+async fn move_to(world: &World<'_>, biplane: &Biplane, placed: &Placed, target: &Placed) {
     let version = world.record(placed.id).await.version;
     world
         .control
@@ -85,6 +89,12 @@ async fn move_away(world: &World<'_>, biplane: &Biplane, placed: &Placed) -> Str
         .await
         .unwrap();
     biplane.invalidate(placed.id).await;
+}
+
+/// Moves a tenant to a database of its own elsewhere, and returns its name.
+async fn move_away(world: &World<'_>, biplane: &Biplane, placed: &Placed) -> String {
+    let target = vacant(world).await;
+    move_to(world, biplane, placed, &target).await;
     target.database
 }
 
@@ -194,6 +204,8 @@ async fn who_waits_while_the_tenant_moves_gets_a_connection_to_where_it_is() {
 async fn who_waited_at_the_old_place_in_vain_tries_the_new_one() {
     let world = World::new(shared().await);
     let placed = world.tenant_with(Wish::max(1)).await;
+    // Made beforehand: a busy machine takes longer to create a database than anybody waits here.
+    let target = vacant(&world).await;
     let mut options = options(4);
     options.wait_timeout = Duration::from_secs(2);
     let biplane = world.biplane(options);
@@ -204,8 +216,8 @@ async fn who_waited_at_the_old_place_in_vain_tries_the_new_one() {
         async move { database(&db).await }
     });
     until_waiting(&biplane, 1).await;
-    let to = move_away(&world, &biplane, &placed).await;
-    assert_eq!(waiter.await.unwrap(), to);
+    move_to(&world, &biplane, &placed, &target).await;
+    assert_eq!(waiter.await.unwrap(), target.database);
 }
 
 #[tokio::test]
