@@ -17,7 +17,7 @@ use biplane::{
 };
 use data_plane::{LIMIT, Placed, Wish, World, backend, options, shared, timed};
 use secrecy::SecretString;
-use sqlx::Executor;
+use sqlx::{Connection, Executor};
 
 fn kind(error: &sqlx::Error) -> ErrorKind {
     Error::of(error)
@@ -493,12 +493,18 @@ async fn work_is_ended_at_the_deadline_of_a_close_and_not_before() {
     let (biplane, placed, db) = world.one(options(5)).await;
     let mut watch = world.watch(&placed.database).await;
     let (short, long) = (db.clone(), db.clone());
-    let short = tokio::spawn(async move { sqlx::query("select pg_sleep(1)").execute(&short).await });
+    let waits = "select pg_advisory_lock(1)";
+    let mut other = world.cluster.connect(&placed.database).await.unwrap();
+    other.execute(waits).await.unwrap();
+    let short = tokio::spawn(async move { sqlx::query(waits).execute(&short).await });
     let long = tokio::spawn(async move { sqlx::query("select pg_sleep(600)").execute(&long).await });
     // Held and not used, so that nothing tells its holder.
     let mut idle = db.acquire().await.unwrap();
-    watch.until_running("select pg_sleep", 2).await;
-    let ((), took) = timed(biplane.close(Duration::from_secs(4))).await;
+    watch.until_running("select pg_sleep", 1).await;
+    watch.until_running(waits, 1).await;
+    // The short one may end once the close has begun.
+    let ended = async { other.close().await.unwrap() };
+    let (((), took), ()) = tokio::join!(timed(biplane.close(Duration::from_secs(4))), ended);
     assert!(took >= Duration::from_secs(4), "{took:?}");
     assert!(took < Duration::from_secs(9), "{took:?}");
     watch.until_sessions(0).await;
