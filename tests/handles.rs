@@ -207,10 +207,12 @@ async fn who_waited_at_the_old_place_in_vain_tries_the_new_one() {
     // Made beforehand: a busy machine takes longer to create a database than anybody waits here.
     let target = vacant(&world).await;
     let mut options = options(4);
-    options.wait_timeout = Duration::from_secs(2);
+    options.wait_timeout = Duration::from_secs(5);
     let biplane = world.biplane(options);
     let db = biplane.route(&placed.slug).await.unwrap();
-    let _held = db.acquire().await.unwrap();
+    let _held = wait::until_some("it connects", LIMIT, async || db.acquire().await.ok())
+        .await
+        .unwrap();
     let waiter = tokio::spawn({
         let db = db.clone();
         async move { database(&db).await }
