@@ -97,11 +97,9 @@ async fn world_on(cluster: &Cluster, control: Postgres) -> World {
     let head = world.control.pg_tenants().head().await.unwrap().seq;
     // Until then a tenant that changed is refused when it cannot be read again in time, and everybody was just created.
     wait::until("nothing that happened is news to it", PATIENCE, async || {
-        let stats = world.router.stats();
-        world.router.applied() >= head
-            && stats.cached_tenants == TENANTS
-            && stats.feed.unsure_tenants == 0
-            && world.work().await.is_ok()
+        let told = world.router.applied() >= head && world.router.stats().feed.unsure_tenants == 0;
+        let works = world.work().await.is_ok();
+        told && works && world.router.stats().cached_tenants == TENANTS
     })
     .await
     .unwrap();
