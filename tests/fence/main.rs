@@ -14,4 +14,5 @@ mod entry;
 mod grants;
 mod property;
 mod sessions;
+mod succession;
 mod support;
