@@ -10,7 +10,10 @@ mod holding;
 mod landing;
 mod overriding;
 
-use std::sync::{Arc, PoisonError, Weak, atomic::Ordering};
+use std::sync::{
+    Arc, PoisonError, Weak,
+    atomic::{AtomicU64, Ordering},
+};
 
 pub use self::brake::BrakeHealth;
 pub(super) use self::changes::Page;
@@ -44,6 +47,7 @@ pub(super) struct Known<H> {
     desk: Mutex<Desk<H>>,
     /// Written under the lock of the desk.
     overrides: Mutex<Arc<InForce>>,
+    heard_of_sources: AtomicU64,
     closed: AtomicBool,
 }
 
@@ -126,6 +130,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
                 news: News::default(),
             }),
             overrides: Mutex::new(Arc::default()),
+            heard_of_sources: AtomicU64::new(0),
             options,
             routes: Map::new(),
             table: Arc::downgrade(table),
