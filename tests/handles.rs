@@ -17,7 +17,7 @@ use biplane::{
 };
 use data_plane::{LIMIT, Placed, Wish, World, backend, options, shared, timed};
 use secrecy::SecretString;
-use sqlx::Executor;
+use sqlx::{Connection, Executor};
 
 fn kind(error: &sqlx::Error) -> ErrorKind {
     Error::of(error)
@@ -63,21 +63,25 @@ async fn set_status(world: &World<'_>, biplane: &Biplane, placed: &Placed, statu
     biplane.invalidate(placed.id).await;
 }
 
-/// Moves a tenant to a database of its own elsewhere, and returns its name.
-async fn move_away(world: &World<'_>, biplane: &Biplane, placed: &Placed) -> String {
-    let target = world.tenant().await;
-    let vacated = world.record(target.id).await.version;
+/// A data source that no tenant lives on, and its database.
+async fn vacant(world: &World<'_>) -> Placed {
+    let vacated = world.tenant().await;
+    let version = world.record(vacated.id).await.version;
     // One database is one tenant's alone.
     let archived = world
         .control
-        .set_status(&world.by, target.id, vacated, TenantStatus::Archived)
+        .set_status(&world.by, vacated.id, version, TenantStatus::Archived)
         .await
         .unwrap();
     world
         .control
-        .delete(&world.by, target.id, archived.version)
+        .delete(&world.by, vacated.id, archived.version)
         .await
         .unwrap();
+    vacated
+}
+
+async fn move_to(world: &World<'_>, biplane: &Biplane, placed: &Placed, target: &Placed) {
     let version = world.record(placed.id).await.version;
     world
         .control
@@ -85,6 +89,12 @@ async fn move_away(world: &World<'_>, biplane: &Biplane, placed: &Placed) -> Str
         .await
         .unwrap();
     biplane.invalidate(placed.id).await;
+}
+
+/// Moves a tenant to a database of its own elsewhere, and returns its name.
+async fn move_away(world: &World<'_>, biplane: &Biplane, placed: &Placed) -> String {
+    let target = vacant(world).await;
+    move_to(world, biplane, placed, &target).await;
     target.database
 }
 
@@ -194,18 +204,22 @@ async fn who_waits_while_the_tenant_moves_gets_a_connection_to_where_it_is() {
 async fn who_waited_at_the_old_place_in_vain_tries_the_new_one() {
     let world = World::new(shared().await);
     let placed = world.tenant_with(Wish::max(1)).await;
+    // Made beforehand: a busy machine takes longer to create a database than anybody waits here.
+    let target = vacant(&world).await;
     let mut options = options(4);
-    options.wait_timeout = Duration::from_secs(2);
+    options.wait_timeout = Duration::from_secs(5);
     let biplane = world.biplane(options);
     let db = biplane.route(&placed.slug).await.unwrap();
-    let _held = db.acquire().await.unwrap();
+    let _held = wait::until_some("it connects", LIMIT, async || db.acquire().await.ok())
+        .await
+        .unwrap();
     let waiter = tokio::spawn({
         let db = db.clone();
         async move { database(&db).await }
     });
     until_waiting(&biplane, 1).await;
-    let to = move_away(&world, &biplane, &placed).await;
-    assert_eq!(waiter.await.unwrap(), to);
+    move_to(&world, &biplane, &placed, &target).await;
+    assert_eq!(waiter.await.unwrap(), target.database);
 }
 
 #[tokio::test]
@@ -481,14 +495,20 @@ async fn work_is_ended_at_the_deadline_of_a_close_and_not_before() {
     let (biplane, placed, db) = world.one(options(5)).await;
     let mut watch = world.watch(&placed.database).await;
     let (short, long) = (db.clone(), db.clone());
-    let short = tokio::spawn(async move { sqlx::query("select pg_sleep(1)").execute(&short).await });
+    let waits = "select pg_advisory_lock(1)";
+    let mut other = world.cluster.connect(&placed.database).await.unwrap();
+    other.execute(waits).await.unwrap();
+    let short = tokio::spawn(async move { sqlx::query(waits).execute(&short).await });
     let long = tokio::spawn(async move { sqlx::query("select pg_sleep(600)").execute(&long).await });
     // Held and not used, so that nothing tells its holder.
     let mut idle = db.acquire().await.unwrap();
-    watch.until_running("select pg_sleep", 2).await;
-    let ((), took) = timed(biplane.close(Duration::from_secs(4))).await;
+    watch.until_running("select pg_sleep", 1).await;
+    watch.until_running(waits, 1).await;
+    // The short one may end once the close has begun.
+    let ended = async { other.close().await.unwrap() };
+    let (((), took), ()) = tokio::join!(timed(biplane.close(Duration::from_secs(4))), ended);
     assert!(took >= Duration::from_secs(4), "{took:?}");
-    assert!(took < Duration::from_secs(9), "{took:?}");
+    assert!(took < LIMIT, "{took:?}");
     watch.until_sessions(0).await;
     short.await.unwrap().unwrap();
     long.await.unwrap().unwrap_err();

@@ -1,7 +1,8 @@
-//! Behind a PgBouncer in transaction mode, as declared.
+//! Behind each PgBouncer in transaction mode, as declared, and in session mode.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod data_plane;
+mod poolers;
 
 use std::time::Duration;
 
@@ -9,16 +10,13 @@ use biplane::{
     Biplane,
     error::{Error, ErrorKind},
     plane::{DataSchema, IsolationLevel, RoleName, TenantDb, TxOptions},
-    tenant::{DatabaseId, Pooler, TenantStatus},
-    testing::postgres::{Cluster, PgBouncer, PoolMode},
+    tenant::{DatabaseId, TenantStatus},
+    testing::postgres::{Cluster, PgBouncer},
 };
 use data_plane::{Placed, Wish, World, backend, notes, options, shared, through};
 use futures_util::TryStreamExt;
-use sqlx::{Executor, SqlSafeStr, Statement};
-
-const TRANSACTION: Pooler = Pooler::Transaction {
-    max_prepared_statements: 0,
-};
+use poolers::{Profile, behind_each_pgbouncer, behind_each_pgbouncer_in_session_mode};
+use sqlx::{Executor, Row, SqlSafeStr, Statement};
 
 struct Behind<'a> {
     world: World<'a>,
@@ -26,18 +24,11 @@ struct Behind<'a> {
 }
 
 /// A PgBouncer with so few sessions of its own that clients have to share them.
-async fn behind(mode: PoolMode, sessions: u32) -> Behind<'static> {
+async fn behind(profile: Profile, sessions: u32) -> Behind<'static> {
     let cluster: &'static Cluster = shared().await;
-    let bouncer = PgBouncer::builder(cluster)
-        .pool_mode(mode)
-        .pool_size(sessions.try_into().unwrap())
-        .setting("query_wait_timeout", "60")
-        .start()
-        .await
-        .unwrap();
     Behind {
         world: World::new(cluster),
-        bouncer,
+        bouncer: profile.start(cluster, sessions).await,
     }
 }
 
@@ -85,10 +76,24 @@ fn kind(error: &sqlx::Error) -> Option<ErrorKind> {
     Error::of(error).map(Error::kind)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn many_clients_of_few_sessions_get_their_own_answers() {
-    let behind = behind(PoolMode::Transaction, 2).await;
-    assert_eq!(behind.bouncer.pooler(), TRANSACTION);
+behind_each_pgbouncer!(
+    many_clients_of_few_sessions_get_their_own_answers,
+    a_statement_sees_the_schemas_that_the_settings_name,
+    transactions_are_whole_or_nothing,
+    a_transaction_that_is_dropped_costs_no_connection,
+    a_held_connection_is_refused,
+    a_read_only_tenant_is_not_written_to,
+    statements_are_prepared_and_described_by_many,
+    types_of_ones_own_are_read_and_written,
+    a_statement_that_is_given_up_takes_no_other_with_it,
+    the_identity_of_a_database_is_asked_for_through_it,
+    a_pooler_that_dies_is_unavailable_and_comes_back,
+);
+
+behind_each_pgbouncer_in_session_mode!(in_session_mode_a_connection_can_be_held_and_is_cleaned);
+
+async fn many_clients_of_few_sessions_get_their_own_answers(profile: Profile) {
+    let behind = behind(profile, 2).await;
     let tenants = [behind.tenant(None).await, behind.tenant(None).await];
     let biplane = behind.world.biplane(options(12));
     let crowd: Vec<_> = (0..12_i32)
@@ -130,9 +135,8 @@ async fn many_clients_of_few_sessions_get_their_own_answers() {
     }
 }
 
-#[tokio::test]
-async fn a_statement_sees_the_schemas_that_the_settings_name() {
-    let behind = behind(PoolMode::Transaction, 1).await;
+async fn a_statement_sees_the_schemas_that_the_settings_name(profile: Profile) {
+    let behind = behind(profile, 1).await;
     let (_biplane, placed, db) = behind.one().await;
     let hide = "create schema postgres; create table postgres.note (wrong int)";
     behind.world.cluster.sql(&placed.database, hide).await.unwrap();
@@ -149,9 +153,8 @@ async fn a_statement_sees_the_schemas_that_the_settings_name() {
     assert_eq!(notes(&db).await, 1);
 }
 
-#[tokio::test]
-async fn transactions_are_whole_or_nothing() {
-    let behind = behind(PoolMode::Transaction, 1).await;
+async fn transactions_are_whole_or_nothing(profile: Profile) {
+    let behind = behind(profile, 1).await;
     let (_biplane, _, db) = behind.one().await;
     let serializable = TxOptions::new().isolation(IsolationLevel::Serializable);
     let mut tx = db.begin_with(serializable).await.unwrap();
@@ -181,9 +184,8 @@ async fn transactions_are_whole_or_nothing() {
 }
 
 /// It would cost PgBouncer a session of its own each time.
-#[tokio::test]
-async fn a_transaction_that_is_dropped_costs_no_connection() {
-    let behind = behind(PoolMode::Transaction, 1).await;
+async fn a_transaction_that_is_dropped_costs_no_connection(profile: Profile) {
+    let behind = behind(profile, 1).await;
     let (biplane, _, db) = behind.one().await;
     let session = backend(&db).await;
     for _ in 0..5 {
@@ -197,9 +199,8 @@ async fn a_transaction_that_is_dropped_costs_no_connection() {
     assert!(biplane.stats().connector.connections <= 2);
 }
 
-#[tokio::test]
-async fn a_held_connection_is_refused() {
-    let behind = behind(PoolMode::Transaction, 1).await;
+async fn a_held_connection_is_refused(profile: Profile) {
+    let behind = behind(profile, 1).await;
     let (_biplane, _, db) = behind.one().await;
     assert_eq!(
         kind(&db.acquire().await.unwrap_err()),
@@ -208,9 +209,8 @@ async fn a_held_connection_is_refused() {
     assert_eq!(notes(&db).await, 0);
 }
 
-#[tokio::test]
-async fn a_read_only_tenant_is_not_written_to() {
-    let behind = behind(PoolMode::Transaction, 1).await;
+async fn a_read_only_tenant_is_not_written_to(profile: Profile) {
+    let behind = behind(profile, 1).await;
     let (biplane, placed, db) = behind.one().await;
     behind.world.status(placed.id, TenantStatus::ReadOnly).await;
     biplane.invalidate(placed.id).await;
@@ -229,9 +229,8 @@ async fn a_read_only_tenant_is_not_written_to() {
 }
 
 /// Names would collide, because the clients count alike.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn statements_are_prepared_and_described_by_many() {
-    let behind = behind(PoolMode::Transaction, 1).await;
+async fn statements_are_prepared_and_described_by_many(profile: Profile) {
+    let behind = behind(profile, 1).await;
     let (_biplane, placed, db) = behind.one().await;
     let crowd: Vec<_> = (0..6_i64)
         .map(|number| {
@@ -263,14 +262,55 @@ async fn statements_are_prepared_and_described_by_many() {
     for client in crowd {
         client.await.unwrap();
     }
-    let left = "select count(*) from pg_prepared_statements";
-    let left: i64 = sqlx::query_scalar(left).fetch_one(&db).await.unwrap();
-    assert_eq!(left, 0, "in {}", placed.database);
+    // As text, so that asking prepares nothing.
+    let left = sqlx::raw_sql("select count(*) from pg_prepared_statements");
+    let left: i64 = left.fetch_one(&db).await.unwrap().try_get(0).unwrap();
+    let kept = 0..=i64::from(profile.prepared);
+    assert!(kept.contains(&left), "{left} in {}", placed.database);
+    assert_eq!(left > 0, profile.prepared > 0, "they are kept where they may be");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_statement_that_is_given_up_takes_no_other_with_it() {
-    let behind = behind(PoolMode::Transaction, 3).await;
+/// sqlx asks about a type that it does not know while the statement is under way.
+async fn types_of_ones_own_are_read_and_written(profile: Profile) {
+    let behind = behind(profile, 2).await;
+    let (_biplane, placed, db) = behind.one().await;
+    let types = "create type mood as enum ('good', 'bad'); create domain name_of as text;
+        create type pair as (a int, b text); create table typed (mood mood, name name_of, pair pair)";
+    behind.world.cluster.sql(&placed.database, types).await.unwrap();
+    for round in 1..=4_i64 {
+        sqlx::query("insert into typed values ('good', $1, row (1, 'b'::text)::pair)")
+            .bind("name")
+            .execute(&db)
+            .await
+            .unwrap();
+        let mut tx = db.begin().await.unwrap();
+        for _ in 0..2 {
+            let rows = sqlx::query("select * from typed where $1")
+                .bind(true)
+                .fetch_all(&mut tx)
+                .await
+                .unwrap();
+            assert_eq!(i64::try_from(rows.len()).unwrap(), round);
+            let sorted: Vec<String> =
+                sqlx::query_scalar("select mood::text from typed where mood = $1::text::mood")
+                    .bind("good")
+                    .fetch_all(&mut tx)
+                    .await
+                    .unwrap();
+            assert_eq!(i64::try_from(sorted.len()).unwrap(), round);
+        }
+        tx.commit().await.unwrap();
+        let row = sqlx::query("select mood, pair from typed where $1 limit 1")
+            .bind(true)
+            .fetch_one(&db)
+            .await
+            .unwrap();
+        assert_eq!(row.len(), 2);
+    }
+}
+
+async fn a_statement_that_is_given_up_takes_no_other_with_it(profile: Profile) {
+    let behind = behind(profile, 3).await;
     let (_biplane, _, db) = behind.one().await;
     let working: Vec<_> = (0..3_i32)
         .map(|number| {
@@ -298,9 +338,8 @@ async fn a_statement_that_is_given_up_takes_no_other_with_it() {
     }
 }
 
-#[tokio::test]
-async fn the_identity_of_a_database_is_asked_for_through_it() {
-    let behind = behind(PoolMode::Transaction, 1).await;
+async fn the_identity_of_a_database_is_asked_for_through_it(profile: Profile) {
+    let behind = behind(profile, 1).await;
     let right = behind.tenant(Some(DatabaseId::new())).await;
     let wrong = behind.tenant(Some(DatabaseId::new())).await;
     let mut owner = behind.world.cluster.connect(&wrong.database).await.unwrap();
@@ -314,9 +353,8 @@ async fn the_identity_of_a_database_is_asked_for_through_it() {
     );
 }
 
-#[tokio::test]
-async fn a_pooler_that_dies_is_unavailable_and_comes_back() {
-    let behind = behind(PoolMode::Transaction, 2).await;
+async fn a_pooler_that_dies_is_unavailable_and_comes_back(profile: Profile) {
+    let behind = behind(profile, 2).await;
     let (_biplane, _, db) = behind.one().await;
     backend(&db).await;
     behind.bouncer.kill().await.unwrap();
@@ -327,9 +365,8 @@ async fn a_pooler_that_dies_is_unavailable_and_comes_back() {
     backend(&db).await;
 }
 
-#[tokio::test]
-async fn in_session_mode_a_connection_can_be_held_and_is_cleaned() {
-    let behind = behind(PoolMode::Session, 3).await;
+async fn in_session_mode_a_connection_can_be_held_and_is_cleaned(profile: Profile) {
+    let behind = behind(profile, 3).await;
     let placed = behind.tenant(None).await;
     let db = behind
         .world

@@ -15,7 +15,13 @@ use std::{
 use biplane::{
     error::{BudgetScope, Error, ErrorKind},
     plane::TenantDb,
-    testing::{postgres::Cluster, wait},
+    repository::SourceChange,
+    tenant::Location,
+    testing::{
+        postgres::Cluster,
+        proxy::{Direction, FaultProxy, NetworkFault},
+        wait,
+    },
 };
 use data_plane::{LIMIT, Wish, World, backend, options, shared, timed};
 use futures_util::future::join_all;
@@ -54,12 +60,24 @@ async fn the_last_connection_used_is_the_first_one_lent() {
 #[tokio::test]
 async fn connections_are_opened_side_by_side() {
     let world = World::new(shared().await);
-    let (_biplane, placed, db) = world.one(options(8)).await;
-    let mut watch = world.watch(&placed.database).await;
-    let all = join_all((0..8).map(|_| sleep(&db, 1.0)));
-    let running = async { watch.until_running("select pg_sleep", 8).await };
-    let ((), slept) = tokio::join!(running, all);
-    slept.into_iter().for_each(|slept| slept.unwrap());
+    let proxy = FaultProxy::start(&world.cluster.endpoint()).await.unwrap();
+    let placed = world.tenant().await;
+    let mut server = world.cluster.server(&placed.database);
+    server.endpoints = vec![proxy.endpoint()];
+    let elsewhere = SourceChange::default().location(Location::Server(server));
+    world.change_source(&placed, elsewhere).await;
+    let biplane = world.biplane(options(8));
+    let db = biplane.route(&placed.slug).await.unwrap();
+    // The server hears nothing before all are there, so that none is open while another is begun.
+    proxy.set(Direction::ToServer, NetworkFault::Stall);
+    let all = join_all((0..8).map(|_| db.acquire()));
+    let let_in = async {
+        let there = tokio::time::timeout(LIMIT, proxy.reached(8)).await;
+        proxy.set(Direction::ToServer, NetworkFault::None);
+        there.unwrap();
+    };
+    let ((), lent) = tokio::join!(let_in, all);
+    lent.into_iter().for_each(|lent| drop(lent.unwrap()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -756,31 +756,30 @@ async fn a_killed_pgbouncer_comes_back_at_the_same_address() {
 }
 
 #[tokio::test]
-async fn prepared_statements_need_a_pgbouncer_that_has_them() {
+async fn prepared_statements_need_a_newer_pgbouncer() {
     let cluster = Cluster::start().await.unwrap();
-    let version = PgBouncer::builder(&cluster).start().await.unwrap().version();
-    let asked = PgBouncer::builder(&cluster)
+    let bouncer = PgBouncer::builder(&cluster)
         .max_prepared_statements(NonZeroU32::MIN)
         .start()
-        .await;
-    match asked {
-        Ok(bouncer) => {
-            assert!(version >= PgBouncerVersion::PREPARED_STATEMENTS);
-            assert_eq!(
-                bouncer.pooler(),
-                Pooler::Transaction {
-                    max_prepared_statements: 1
-                }
-            );
+        .await
+        .unwrap();
+    assert!(bouncer.version() >= PgBouncerVersion::PREPARED_STATEMENTS);
+    let max_prepared_statements = 1;
+    assert_eq!(
+        bouncer.pooler(),
+        Pooler::Transaction {
+            max_prepared_statements
         }
-        Err(error) => {
-            assert!(version < PgBouncerVersion::PREPARED_STATEMENTS);
-            assert!(
-                matches!(error, ClusterError::NoPreparedStatements(_)),
-                "{error:?}"
-            );
+    );
+    let none = PgBouncer::builder(&cluster).newer().start().await.unwrap();
+    assert_eq!(none.version(), bouncer.version());
+    let max_prepared_statements = 0;
+    assert_eq!(
+        none.pooler(),
+        Pooler::Transaction {
+            max_prepared_statements
         }
-    }
+    );
 }
 
 #[tokio::test]

@@ -7,11 +7,14 @@ use async_trait::async_trait;
 use futures_core::Stream;
 use futures_util::StreamExt;
 use sqlx::{
-    Connection, Describe, Either, Executor, Postgres, SqlStr,
+    Describe, Either, Executor, Postgres, SqlStr, Statement as _,
     postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo},
 };
 
-use super::{TxOptions, statement::Statement};
+use super::{
+    TxOptions,
+    statement::{Statement, tagged},
+};
 use crate::{
     error::{Error, ErrorKind},
     pool::{Checkout, Damage, Entry, Pool, Protocol, Stack},
@@ -57,6 +60,8 @@ pub(crate) struct Lent {
     access: Access,
     /// How to enter, if there is a fence.
     entry: Option<Entry>,
+    /// The statement that is under way, if its types were not known.
+    untyped: Option<String>,
 }
 
 /// What to do after a connection was not entered.
@@ -75,6 +80,7 @@ impl Lent {
             checkout,
             access,
             entry,
+            untyped: None,
         }
     }
 
@@ -197,7 +203,7 @@ impl Lent {
             drop(rows);
             match failure {
                 Some(error) => Err(self.failed(error))?,
-                None => self.checkout.finish(),
+                None => self.finish(),
             }
         }
     }
@@ -210,50 +216,75 @@ impl Lent {
 
     pub(super) async fn prepare(&mut self, sql: SqlStr, types: &[PgTypeInfo]) -> sqlx::Result<PgStatement> {
         self.checkout.start(PREPARES, Protocol::Extended).await?;
+        let sql = match self.tag() {
+            Some(tag) => tagged(&sql, &tag),
+            None => sql,
+        };
         let prepared = self.checkout.connection().prepare_with(sql, types).await;
-        let prepared = self.forget_statements(prepared).await;
         self.judge(prepared)
     }
 
+    /// What sqlx finds out about a statement. Which columns may be null it asks by the statement's name, which a pooler
+    /// that keeps statements has changed: there that is not known.
     pub(super) async fn describe(&mut self, sql: SqlStr) -> sqlx::Result<Describe<Postgres>> {
+        if !self.owns_session() && self.checkout.dial().keeps_statements() {
+            let prepared = self.prepare(sql, &[]).await?;
+            return Ok(Describe {
+                columns: prepared.columns().to_vec(),
+                nullable: vec![None; prepared.columns().len()],
+                parameters: prepared.parameters().map(|parameters| match parameters {
+                    Either::Left(types) => Either::Left(types.to_vec()),
+                    Either::Right(number) => Either::Right(number),
+                }),
+            });
+        }
         self.checkout.start(PREPARES, Protocol::Extended).await?;
         let described = self.checkout.connection().describe(sql).await;
-        let described = self.forget_statements(described).await;
         self.judge(described)
     }
 
     async fn start(&mut self, mut statement: Statement) -> sqlx::Result<Statement> {
-        if !self.keeps_statements() && !cfg!(biplane_mutant = "names_collide_behind_poolers") {
-            statement.run_unnamed();
-        }
+        self.untyped = None;
         let protocol = statement.protocol();
+        if let Some(tag) = self.tag() {
+            statement.tag(&tag);
+        } else if protocol == Protocol::Extended && !self.checkout.dial().keeps_statements() {
+            // The question that sqlx puts about a type drops whatever has no name, so that a statement has one until its
+            // types are known. It is gone before the next transaction.
+            if statement.is_prepared()
+                || self.checkout.knows_types_of(statement.text())
+                || cfg!(biplane_mutant = "statements_never_have_names")
+            {
+                statement.run_unnamed();
+            } else {
+                self.untyped = Some(statement.text().to_owned());
+            }
+        }
         self.checkout.start(statement.text(), protocol).await?;
         Ok(statement)
     }
 
-    /// sqlx prepares under a name when asked to prepare. Where another client may get the session next, the name must
-    /// be free again by the end of the transaction.
-    async fn forget_statements<T>(&mut self, prepared: sqlx::Result<T>) -> sqlx::Result<T> {
-        if prepared.is_ok() && !self.checkout.dial().keeps_statements() {
-            self.checkout.connection().execute("deallocate all").await?;
-        } else if prepared.is_ok() && !self.keeps_statements() {
-            // The pooler has others of this session under names, and does without this one when it is told so.
-            self.checkout.connection().clear_cached_statements().await?;
-        }
-        prepared
+    /// What tells this tenant's statements from others' of the same words: poolers that keep statements for their clients
+    /// know them by their text, which means something else in another schema.
+    fn tag(&self) -> Option<String> {
+        let entry = self.entry.filter(|entry| entry.isolation == Isolation::Schema)?;
+        let tells_by_text = !self.owns_session() && self.checkout.dial().keeps_statements();
+        (tells_by_text && !cfg!(biplane_mutant = "poolers_know_schemas"))
+            .then(|| format!("/* {} {} */", entry.tenant, entry.epoch))
     }
 
-    /// Whether a statement may be kept under a name. Poolers that keep them for their clients tell them apart by their
-    /// text, which means something else in another schema.
-    fn keeps_statements(&self) -> bool {
-        self.checkout.dial().keeps_statements()
-            && (self.owns_session() || self.shared() != Some(Isolation::Schema))
+    /// The answer to a statement has been read to its end.
+    fn finish(&mut self) {
+        self.checkout.finish();
+        if let Some(sql) = self.untyped.take() {
+            self.checkout.note_types_of(&sql);
+        }
     }
 
     fn judge<T>(&mut self, result: sqlx::Result<T>) -> sqlx::Result<T> {
         match result {
             Ok(value) => {
-                self.checkout.finish();
+                self.finish();
                 Ok(value)
             }
             Err(error) => Err(self.failed(error)),
@@ -263,6 +294,9 @@ impl Lent {
     /// Notes that a statement failed, and says so in our words where the tenant's status is the reason.
     fn failed(&mut self, error: sqlx::Error) -> sqlx::Error {
         self.checkout.fail(&error);
+        if matches!(&error, sqlx::Error::Database(refused) if refused.code().as_deref() == Some("26000")) {
+            self.checkout.doubt_types();
+        }
         let refused_write = self.access == Access::Read
             && matches!(&error, sqlx::Error::Database(refused) if refused.code().as_deref() == Some("25006"));
         if refused_write {

@@ -3,13 +3,22 @@
 use std::error::Error as StdError;
 
 use sqlx::{
-    Execute, Postgres, SqlStr,
+    AssertSqlSafe, Execute, Postgres, SqlSafeStr, SqlStr,
     postgres::{PgArguments, PgStatement},
 };
 
 use crate::pool::Protocol;
 
 type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// The text with a comment at its end that says where it means what it means.
+pub(super) fn tagged(sql: &SqlStr, tag: &str) -> SqlStr {
+    match sql.as_str().ends_with(tag) {
+        true => sql.clone(),
+        // On a line of its own, for the last one may be a comment.
+        false => AssertSqlSafe(format!("{}\n{tag}", sql.as_str())).into_sql_str(),
+    }
+}
 
 /// Any query of sqlx's, taken apart so that it outlives the borrow of what it came from, and can be looked at.
 pub(super) struct Statement {
@@ -41,6 +50,18 @@ impl Statement {
         match &self.arguments {
             Some(Ok(Some(_))) => Protocol::Extended,
             _ => Protocol::Simple,
+        }
+    }
+
+    /// Whether its columns and parameters are known.
+    pub(super) const fn is_prepared(&self) -> bool {
+        self.prepared.is_some()
+    }
+
+    /// Lets it differ from the same statement elsewhere, which means something else.
+    pub(super) fn tag(&mut self, tag: &str) {
+        if self.protocol() == Protocol::Extended {
+            self.sql = tagged(&self.sql, tag);
         }
     }
 

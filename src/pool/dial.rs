@@ -18,7 +18,7 @@ use super::{
     PoolOptions, StatementLogging,
     attempt::Way,
     breaker::Guard,
-    failure::Blame,
+    failure::{self, Blame},
     later, locked,
     logins::{Authorisation, Keeper},
     quote::literal,
@@ -51,6 +51,9 @@ pub(crate) struct Dial {
     /// login is taken no more.
     pub(crate) successor: Successor,
 }
+
+/// How many statements sqlx keeps for a connection unless it is told otherwise.
+const STATEMENTS: usize = 100;
 
 /// The dial that took another's place, as long as it is there.
 #[derive(Default)]
@@ -176,6 +179,12 @@ impl Dial {
         let connection = match timeout_at(until, connecting.connect()).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
+                if let Some(rejected) = self.rejected_by_pooler(&error) {
+                    return Err(NotDialed {
+                        blame: Blame::Login,
+                        ..rejected.into()
+                    });
+                }
                 return Err(NotDialed {
                     answered: !matches!(error, sqlx::Error::Io(_)),
                     blame: Blame::of(&error),
@@ -216,6 +225,14 @@ impl Dial {
         }
     }
 
+    /// What a pooler says of a login that it does not take, as a server would have said it.
+    fn rejected_by_pooler(&self, error: &sqlx::Error) -> Option<Error> {
+        if self.is_direct() || cfg!(biplane_mutant = "poolers_reject_nobody") {
+            return None;
+        }
+        failure::poolers_rejection(error).map(|rejected| rejected.detail(self.whereabouts()))
+    }
+
     /// What leads to the same server by now.
     pub(super) fn successor(&self) -> Option<Arc<Self>> {
         let mut last = self.successor.find()?;
@@ -242,8 +259,9 @@ impl Dial {
     }
 
     /// Whether a session is ours for as long as the connection lives.
-    pub(crate) const fn session_is_ours(&self) -> bool {
+    pub(crate) fn session_is_ours(&self) -> bool {
         !matches!(self.server.pooler, Pooler::Transaction { .. })
+            || cfg!(biplane_mutant = "poolers_lend_sessions")
     }
 
     /// Whether the process at the other end of the connection is the backend itself.
@@ -320,13 +338,16 @@ impl Dial {
             Pooler::Transaction {
                 max_prepared_statements,
             } => {
-                let capacity = usize::try_from(max_prepared_statements)
-                    .unwrap_or(usize::MAX)
-                    .min(100);
+                // Where the pooler keeps none, those of one transaction.
+                let capacity = match usize::try_from(max_prepared_statements) {
+                    Ok(0) | Err(_) => STATEMENTS,
+                    Ok(statements) => statements.min(STATEMENTS),
+                };
                 // A pooler refuses start-up parameters that it does not know.
                 open = open.statement_cache_capacity(capacity).extra_float_digits(None);
             }
-            Pooler::Direct | Pooler::Session => {}
+            Pooler::Session => open = open.extra_float_digits(None),
+            Pooler::Direct => {}
         }
         match options.statement_logging {
             StatementLogging::Off => open.disable_statement_logging(),

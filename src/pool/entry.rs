@@ -5,6 +5,8 @@
 //! What functions that they call leave there cannot be seen. It matters where the next borrower is another tenant, so
 //! there the session is made as new in the same round trip that enters.
 
+use std::{collections::HashSet, hash::BuildHasher};
+
 use sqlx::{AssertSqlSafe, Connection, SqlSafeStr, postgres::PgTransactionManager, raw_sql};
 use sqlx_core::transaction::TransactionManager;
 
@@ -55,6 +57,24 @@ pub(super) struct Memory {
     entered: Option<Entry>,
     /// Where the names in the statements and types were looked up that sqlx keeps for this connection.
     names: Option<Names>,
+    /// Hashes of statements whose types sqlx knows for this connection.
+    typed: HashSet<u64>,
+}
+
+/// How many of those are remembered: more than a service has. Then it begins anew.
+const TYPED: usize = 1_000;
+
+impl Memory {
+    fn add_typed(&mut self, sql: &str) {
+        if self.typed.len() >= TYPED {
+            self.typed.clear();
+        }
+        self.typed.insert(hash(sql));
+    }
+}
+
+fn hash(sql: &str) -> u64 {
+    foldhash::fast::FixedState::default().hash_one(sql)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +90,14 @@ enum Names {
 /// could keep the rest from working, and the path after that in which the rest is found.
 const AS_NEW: &str = "begin; set session authorization default; reset all; close all; unlisten *; \
      select pg_catalog.pg_advisory_unlock_all(); discard temp; discard sequences; ";
+
+/// Before a transaction behind a pooler that keeps no statements: one that is left there would take the name from ours.
+const FORGET_PREPARED: &str = "begin; deallocate all; commit; ";
+
+/// Closes statements that somebody has prepared by SQL, and no others.
+const FORGET_PREPARED_BY_SQL: &str = "do $biplane$ declare left_over record; begin \
+     for left_over in select name from pg_catalog.pg_prepared_statements where from_sql loop \
+     execute pg_catalog.format('deallocate %I', left_over.name); end loop; end $biplane$; ";
 
 impl Checkout {
     /// Opens a transaction with these options, as this tenant if there is one, in one round trip, and one more where the
@@ -129,8 +157,10 @@ impl Checkout {
 
     fn begin_text(&self, options: &str, entry: Option<&Entry>, as_new: bool) -> String {
         let mut text = String::new();
-        if let Some(entry) = entry.filter(|_| as_new) {
-            self.push_as_new(&mut text, entry);
+        match entry.filter(|_| as_new) {
+            Some(entry) => self.push_as_new(&mut text, entry),
+            None if self.lends_names() => text.push_str(FORGET_PREPARED),
+            None => {}
         }
         text.push_str("begin");
         text.push_str(options);
@@ -176,24 +206,62 @@ impl Checkout {
             text.push_str("select ");
             text.push_str(&self.dial().settings());
             text.push_str("; ");
+        } else if !cfg!(biplane_mutant = "statements_outlive_tenants") {
+            // Those that a pooler keeps for its clients were not prepared by SQL, and it counts on them.
+            text.push_str(match self.dial().keeps_statements() {
+                true => FORGET_PREPARED_BY_SQL,
+                false => "deallocate all; ",
+            });
         }
         text.push_str("commit; ");
     }
 
-    /// sqlx keeps statements, and types by their names, for a connection. In another schema they mean something else.
+    /// Whether a statement's name lasts no longer than a transaction.
+    fn lends_names(&self) -> bool {
+        !self.dial().session_is_ours() && !self.dial().keeps_statements()
+    }
+
+    /// Whether sqlx knows the types of a statement, so that it need not ask while the statement is under way.
+    pub(crate) fn knows_types_of(&self, sql: &str) -> bool {
+        self.remembers().typed.contains(&hash(sql))
+    }
+
+    /// Notes that a statement was answered, and so has types that sqlx knows.
+    pub(crate) fn note_types_of(&mut self, sql: &str) {
+        self.memory().add_typed(sql);
+    }
+
+    /// Forgets whose types are known: one of them has others by now.
+    pub(crate) fn doubt_types(&mut self) {
+        self.memory().typed.clear();
+    }
+
+    /// sqlx keeps statements, and types by their names, for a connection. In another schema they mean something else, and
+    /// behind a pooler that keeps none they are gone after a transaction.
     async fn look_names_up_anew(&mut self, entry: Option<&Entry>) -> sqlx::Result<()> {
-        let Some(entry) = entry else { return Ok(()) };
-        let kept = self.remembers().names;
-        if kept.is_none_or(|names| names == entry.names())
-            || cfg!(biplane_mutant = "names_are_kept_across_schemas")
-        {
+        let names = entry
+            .map(Entry::names)
+            .filter(|_| !cfg!(biplane_mutant = "names_are_kept_across_schemas"));
+        let elsewhere = match (self.remembers().names, names) {
+            (Some(kept), Some(names)) => kept != names,
+            _ => false,
+        };
+        let lent = self.lends_names()
+            && self.connection().cached_statements_size() > 0
+            && !cfg!(biplane_mutant = "names_collide_behind_poolers");
+        if !elsewhere && !lent {
             return Ok(());
+        }
+        if elsewhere {
+            self.doubt_types();
         }
         if let Err(error) = self.connection().clear_cached_statements().await {
             self.fail(&error);
             return Err(error);
         }
-        self.memory().names = None;
+        if elsewhere {
+            self.memory().names = None;
+        }
         Ok(())
     }
 

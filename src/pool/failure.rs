@@ -97,6 +97,25 @@ fn sort(error: &sqlx::Error) -> Error {
     }
 }
 
+/// What PgBouncer says when it does not take a login. Of whatever it refuses by itself the SQLSTATE is 08P01, so that only
+/// its words tell; they are in no other language.
+const POOLERS_REJECT_WITH: [&str; 3] = [
+    "SASL authentication failed",
+    "password authentication failed",
+    "no such user",
+];
+
+/// That a login was rejected, if a pooler says so. One that could not log in at the server says that of itself, in a
+/// longer text: the caller's login may be a good one.
+pub(super) fn poolers_rejection(error: &sqlx::Error) -> Option<Error> {
+    let sqlx::Error::Database(refused) = error else {
+        return None;
+    };
+    let code = refused.code().unwrap_or_default();
+    let rejected = code == "08P01" && POOLERS_REJECT_WITH.contains(&refused.message());
+    rejected.then(|| Error::new(ErrorKind::CredentialRejected).caused_by(Cause::SqlState(code.into_owned())))
+}
+
 /// Whose fault it is that there is no connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Blame {

@@ -19,6 +19,8 @@ use super::{
 const PASSES: u32 = 16;
 /// How often a page is tried that loses to other transactions. The database lets one of them through, so a few do.
 const ATTEMPTS: u32 = 5;
+/// Between passes over what others hold, which nobody tells the end of: short for a transaction that ends soon, then longer,
+/// because each pass looks the store over again.
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 

@@ -13,7 +13,8 @@ use crate::{
     tenant::{CredentialVersion, DataSource, DataSourceId, Role, RoleCredentials, Seq, StoredCredential},
 };
 
-/// How often a server is asked whether somebody is still logged in.
+/// How often a server is asked whether somebody is still logged in, which nobody tells. Each question is a connection, and
+/// sessions end when their work does: a fraction of a second is soon enough for both.
 const ASK_EVERY: Duration = Duration::from_millis(250);
 
 /// Replaces the login of a data source and role, and nobody fails meanwhile.

@@ -405,6 +405,7 @@ mod tests {
             let repository = Arc::new(control.clone());
             let router = Router::new(repository, options, None, Clock::stalled(), None, None, connector);
             let _: MemoryDb<()> = router.route(&TenantRef::Slug(&slug)).await.unwrap();
+            // Real time, because it is the clock of the operating system that is asked.
             std::thread::sleep(bound);
             router.cached(&TenantRef::Slug(&slug)).is_some()
         };

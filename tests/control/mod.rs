@@ -21,7 +21,7 @@ use biplane::{
         TenantAdmin, TenantRepository,
     },
     secret::Credential,
-    tenant::{TenantId, TenantRecord},
+    tenant::{Server, TenantId, TenantRecord},
     testing::{
         conformance::{Backend, PushBackend, ReadBackend, async_trait, seed_through},
         postgres::Cluster,
@@ -81,7 +81,15 @@ pub(crate) fn grants() -> Grants {
 }
 
 pub(crate) async fn handle(database: &str, who: Credential) -> ControlDb {
-    ControlDb::connect(ControlOptions::new(cluster().await.server(database), who)).unwrap()
+    patient(cluster().await.server(database), who)
+}
+
+/// A handle that a machine which is busy with other tests does not keep from its server.
+pub(crate) fn patient(server: Server, who: Credential) -> ControlDb {
+    let mut options = ControlOptions::new(server, who);
+    let minute = Duration::from_secs(60);
+    options.pool = options.pool.connect_timeout(minute).wait_timeout(minute);
+    ControlDb::connect(options).unwrap()
 }
 
 /// A session of the superuser.

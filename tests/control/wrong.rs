@@ -188,6 +188,7 @@ impl TenantRepository for Wrong {
                 }
             }
             How::TornRecords => {
+                // Long enough for somebody to write between the two halves.
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 let later = self.inner.find(names).await?;
                 for (found, later) in found.iter_mut().zip(later) {

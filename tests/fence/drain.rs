@@ -1,6 +1,6 @@
 //! Once a fence has returned, nothing that began before it can commit; and it waits for nothing else.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{cell::Cell, collections::BTreeSet, time::Duration};
 
 use biplane::{
     error::ErrorKind,
@@ -58,7 +58,12 @@ async fn whoever_reads_an_old_snapshot_enters_late_and_is_waited_for() {
     )
     .await
     .unwrap();
-    let fencing = async { home.fence(1, patient()).await };
+    let returned = Cell::new(false);
+    let fencing = async {
+        home.fence_patiently().await;
+        returned.set(true);
+        home.notes().await
+    };
     let writing = async {
         wait::until("the fence is committed", LIMIT, async || {
             home.state().await == "fenced"
@@ -69,12 +74,11 @@ async fn whoever_reads_an_old_snapshot_enters_late_and_is_waited_for() {
         let sql = format!("{}; insert into public.note (epoch) values (1)", home.enter(1));
         run(&mut app, sql).await.unwrap();
         assert_eq!(refused(&mut home.app().await, home.enter(1)).await, "BP002");
+        assert!(!returned.get(), "it writes, and the fence has returned");
         run(&mut app, "commit").await.unwrap();
-        home.notes().await
     };
-    let (fenced, committed) = tokio::join!(fencing, writing);
-    fenced.unwrap();
-    assert_eq!(committed, "1");
+    let (seen, ()) = tokio::join!(fencing, writing);
+    assert_eq!(seen, "1", "whoever fences sees all that there will be");
     assert_eq!(home.notes().await, "1");
 }
 

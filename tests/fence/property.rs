@@ -11,7 +11,8 @@ use std::{
 
 use biplane::{
     plane::{Fence, Residence},
-    tenant::{Epoch, Isolation},
+    tenant::{Epoch, Isolation, Pooler},
+    testing::postgres::PgBouncer,
 };
 use sqlx::PgConnection;
 
@@ -23,6 +24,8 @@ const MOVES: u64 = 20;
 struct Race {
     home: Home<'static>,
     isolation: Isolation,
+    /// What writers connect through, if not directly.
+    pooler: Option<PgBouncer>,
     /// What a route would say. Always late.
     epoch: AtomicU64,
     over: AtomicBool,
@@ -52,18 +55,19 @@ impl Dice {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_row_of_a_fenced_epoch_appears_in_a_shared_database() {
-    race(Isolation::Row).await;
+    race(Isolation::Row, None, MOVES).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_row_of_a_fenced_epoch_appears_in_a_database_of_ones_own() {
-    race(Isolation::Database).await;
+    race(Isolation::Database, None, MOVES).await;
 }
 
-async fn race(isolation: Isolation) {
+pub(crate) async fn race(isolation: Isolation, pooler: Option<PgBouncer>, moves: u64) {
     let race = Arc::new(Race {
         home: Home::new(isolation).await,
         isolation,
+        pooler,
         epoch: AtomicU64::new(1),
         over: AtomicBool::new(false),
     });
@@ -72,7 +76,7 @@ async fn race(isolation: Isolation) {
         .collect();
     let mut dice = Dice(WRITERS);
     let mut counted = Vec::new();
-    for epoch in 1..=MOVES {
+    for epoch in 1..=moves {
         // As many rows as there are writers were stored at this epoch, so that something is there to be fenced.
         let enough = i64::try_from(WRITERS).unwrap();
         biplane::testing::wait::until("writers write", LIMIT, async || {
@@ -105,6 +109,19 @@ async fn race(isolation: Isolation) {
 }
 
 impl Race {
+    async fn app(&self) -> sqlx::Result<PgConnection> {
+        match &self.pooler {
+            Some(pooler) => through(&pooler.endpoint(), &self.home.database).await,
+            None => Ok(self.home.app().await),
+        }
+    }
+
+    /// Whether a session stays the same from one statement to the next.
+    fn has_sessions(&self) -> bool {
+        let pooler = self.pooler.as_ref();
+        pooler.is_none_or(|pooler| pooler.pooler() == Pooler::Session)
+    }
+
     async fn rows(&self, epoch: u64, comparison: &str) -> i64 {
         let sql = format!("select count(*) from public.note where epoch {comparison} {epoch}");
         text(&mut self.home.owner().await, &sql).await.parse().unwrap()
@@ -113,7 +130,8 @@ impl Race {
 
 async fn write(race: Arc<Race>, mut dice: Dice) {
     while !race.over.load(Ordering::SeqCst) {
-        let mut app = race.home.app().await;
+        // A pooler may have nothing but sessions that a fence has just ended.
+        let Ok(mut app) = race.app().await else { continue };
         // Sessions end by fences, and then the next one begins.
         while !race.over.load(Ordering::SeqCst) {
             if attempt(&race, &mut app, &mut dice).await.is_err() && run(&mut app, "rollback").await.is_err()
@@ -129,7 +147,7 @@ async fn attempt(race: &Race, app: &mut PgConnection, dice: &mut Dice) -> sqlx::
     let epoch = race.epoch.load(Ordering::SeqCst);
     let insert = format!("insert into public.note (epoch) values ({epoch})");
     dice.dawdle().await;
-    if race.isolation == Isolation::Database && dice.roll(3) == 0 {
+    if race.isolation == Isolation::Database && race.has_sessions() && dice.roll(3) == 0 {
         run(app, home.enter_session(epoch)).await?;
         for _ in 0..dice.roll(5) {
             dice.dawdle().await;

@@ -10,11 +10,15 @@ use biplane::{
     error::{Error, ErrorKind},
     plane::{DataSchema, DrainOptions, Fence, Residence, RoleName},
     secret::Credential,
-    tenant::{DatabaseId, Epoch, Isolation, TenantId},
+    tenant::{DatabaseId, Endpoint, Epoch, Isolation, TenantId},
     testing::postgres::{Cluster, ClusterBuilder},
 };
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::{AssertSqlSafe, PgConnection, raw_sql};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, PgConnection,
+    postgres::{PgConnectOptions, PgSslMode},
+    raw_sql,
+};
 use tokio::sync::OnceCell;
 
 /// Generous: these tests run beside many others on two cores.
@@ -53,6 +57,22 @@ pub(crate) async fn create_login(cluster: &Cluster, name: &str) {
 
 pub(crate) fn login(name: &str) -> Credential {
     Credential::new(name, SecretString::from(PASSWORD)).unwrap()
+}
+
+/// A session of the run-time login through a pooler, with simple queries alone.
+pub(crate) async fn through(pooler: &Endpoint, database: &str) -> sqlx::Result<PgConnection> {
+    let login = login(APP);
+    let password = login.password().map_or("", ExposeSecret::expose_secret);
+    PgConnectOptions::new_without_pgpass()
+        .host(&pooler.host)
+        .port(pooler.port)
+        .username(login.username())
+        .password(password)
+        .database(database)
+        .ssl_mode(PgSslMode::Disable)
+        .extra_float_digits(None)
+        .connect()
+        .await
 }
 
 /// Statements as text, several at once.

@@ -1,18 +1,24 @@
 //! Many tenants in three modes, at random, through one connection, and given up at any point: nobody ever finds a row, a
 //! type or a setting of anybody else's.
 //!
+//! `BIPLANE_POOLER_ROUNDS=50` does 50 times as much of what goes through PgBouncer as it is done every day, and
 //! `BIPLANE_ISOLATION_ROUNDS=10000 cargo test --all-features --test isolation crowd` runs for minutes. A failure prints the
 //! seed; `BIPLANE_ISOLATION_SEED` takes it.
 
 use std::{env, fmt::Debug};
 
-use biplane::{plane::TenantDb, tenant::Isolation};
+use biplane::{
+    plane::TenantDb,
+    tenant::Isolation,
+    testing::postgres::{PgBouncer, PoolMode},
+};
 use futures_util::{StreamExt, future::join_all};
 use sqlx::{Executor, Row};
 
 use crate::{
-    data_plane::{LIMIT, World, give_up_after, give_up_in_turn, options},
+    data_plane::{LIMIT, World, give_up_after, give_up_in_turn, options, through},
     homes::{Home, Own, Resident, add_by, handle, unaware, world},
+    poolers::{self, Profile, behind_each_pgbouncer, behind_each_pgbouncer_in_session_mode},
     sessions::{LEFTOVERS, Mood},
 };
 
@@ -115,7 +121,7 @@ async fn deed(number: usize, db: &TenantDb, me: &Resident) -> sqlx::Result<()> {
 }
 
 /// Looks around as a tenant, in one transaction.
-async fn look(db: &TenantDb, me: &Resident) -> sqlx::Result<()> {
+async fn look(db: &TenantDb, me: &Resident, keeps_own: bool) -> sqlx::Result<()> {
     let mut tx = db.begin().await?;
     let left: String = sqlx::query_scalar(LEFTOVERS)
         .bind(format!("{}_app", me.database))
@@ -123,7 +129,9 @@ async fn look(db: &TenantDb, me: &Resident) -> sqlx::Result<()> {
         .bind(me.id.to_string())
         .fetch_one(&mut tx)
         .await?;
-    assert_eq!(left, "", "{me:?} found {left}");
+    if !(keeps_own && me.isolation == Isolation::Database) {
+        assert_eq!(left, "", "{me:?} found {left}");
+    }
     let owners: Vec<String> = sqlx::query_scalar("select distinct owner from note")
         .fetch_all(&mut tx)
         .await?;
@@ -173,14 +181,33 @@ struct Crowd {
     world: World<'static>,
     residents: Vec<Resident>,
     dbs: Vec<TenantDb>,
+    /// Whether a tenant alone in its database may find what it left itself: its sessions are a transaction pooler's.
+    keeps_own: bool,
     _biplane: biplane::Biplane,
+    _bouncer: Option<PgBouncer>,
 }
 
 /// Three tenants by schema, one of them with a role of its own, and three by row, all in one database; and two with one of
 /// their own if they are asked for. One connection for all.
 async fn crowd(alone: usize) -> Crowd {
+    crowd_behind(None, alone, 1).await
+}
+
+/// The same behind a PgBouncer, to which there are so many connections, and which has one session of the server for each
+/// database and login.
+async fn crowd_behind(profile: Option<Profile>, alone: usize, connections: u32) -> Crowd {
     let world = world().await;
-    let home = Home::new(&world).await;
+    let bouncer = match profile {
+        // In session mode whoever cancels a statement needs another session.
+        Some(profile) if profile.mode == PoolMode::Session => Some(profile.start(world.cluster, 3).await),
+        Some(profile) => Some(profile.start(world.cluster, 1).await),
+        None => None,
+    };
+    let way = |server| match &bouncer {
+        Some(bouncer) => through(server, bouncer.pooler(), bouncer.endpoint()),
+        None => server,
+    };
+    let home = Home::reached_by(&world, way).await;
     let mut residents = vec![home.in_schema(&world, Own::Role).await];
     for isolation in [
         Isolation::Schema,
@@ -193,13 +220,13 @@ async fn crowd(alone: usize) -> Crowd {
     }
     for _ in 0..alone {
         residents.push(
-            Home::new(&world)
+            Home::reached_by(&world, way)
                 .await
                 .resident(&world, Isolation::Database)
                 .await,
         );
     }
-    let biplane = unaware(&world, options(1));
+    let biplane = unaware(&world, options(connections));
     let mut dbs = Vec::new();
     for resident in &residents {
         let db = handle(&biplane, resident).await;
@@ -210,7 +237,9 @@ async fn crowd(alone: usize) -> Crowd {
         world,
         residents,
         dbs,
+        keeps_own: profile.is_some_and(|profile| profile.mode == PoolMode::Transaction),
         _biplane: biplane,
+        _bouncer: bouncer,
     }
 }
 
@@ -233,9 +262,9 @@ impl Crowd {
             let other = random.below(count) * 2 + (phase + 1) % 2;
             let (db, me) = (&self.dbs[other], &self.residents[other]);
             if random.below(4) == 0 {
-                drop(give_up_in_turn(turns, look(db, me)).await);
+                drop(give_up_in_turn(turns, look(db, me, self.keeps_own)).await);
             } else {
-                look(db, me).await.unwrap();
+                look(db, me, self.keeps_own).await.unwrap();
             }
         }
     }
@@ -292,3 +321,45 @@ async fn nor_with_tenants_that_have_databases_of_their_own_among_them() {
     // Each change of databases costs a connection.
     run("three modes", crowd(2).await, 2, rounds / 16).await;
 }
+
+/// Everybody's transactions run in one session of the server, in any order.
+async fn nobody_behind_one_session_of_the_server_finds_what_is_anothers(profile: Profile) {
+    let rounds = 80 * poolers::patience();
+    run(
+        "one session",
+        crowd_behind(Some(profile), 0, 4).await,
+        4,
+        rounds / 4,
+    )
+    .await;
+}
+
+async fn nor_with_databases_of_their_own_behind_the_same_pooler(profile: Profile) {
+    let rounds = 48 * poolers::patience();
+    run(
+        "three modes",
+        crowd_behind(Some(profile), 2, 6).await,
+        4,
+        rounds / 4,
+    )
+    .await;
+}
+
+/// One connection, for each has a session of the server for as long as it lives.
+async fn nobody_in_a_session_that_a_pooler_gave_finds_what_is_anothers(profile: Profile) {
+    let rounds = 60 * poolers::patience();
+    run(
+        "a session of a pooler's",
+        crowd_behind(Some(profile), 0, 1).await,
+        2,
+        rounds / 2,
+    )
+    .await;
+}
+
+behind_each_pgbouncer!(
+    nobody_behind_one_session_of_the_server_finds_what_is_anothers,
+    nor_with_databases_of_their_own_behind_the_same_pooler,
+);
+
+behind_each_pgbouncer_in_session_mode!(nobody_in_a_session_that_a_pooler_gave_finds_what_is_anothers);

@@ -60,6 +60,10 @@ const HIDES: &str = "
         execute 'listen somewhere';
         perform nextval('counter');
     end $$;
+    create function prepare_mine() returns void language plpgsql as $$
+    begin
+        execute 'prepare mine as select ''of a''';
+    end $$;
     create sequence counter";
 
 impl Home {

@@ -4,6 +4,8 @@
 
 #[path = "../data_plane/mod.rs"]
 mod data_plane;
+#[path = "../poolers/mod.rs"]
+mod poolers;
 
 mod crowd;
 mod entry;

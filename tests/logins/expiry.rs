@@ -98,7 +98,7 @@ async fn a_login_that_expires_is_renewed_before_it_does_and_nobody_fails() {
         .unwrap();
     let db = biplane.route(&placed.slug).await.unwrap();
     user(&db).await.unwrap();
-    wait::until("it was renewed twice", LIMIT, async || {
+    wait::until("it was renewed twice", 2 * LIMIT, async || {
         let callers = (0..3).map(async |_| {
             let at = SystemTime::now();
             (user(&db).await.unwrap(), at)

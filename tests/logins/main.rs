@@ -3,6 +3,10 @@
 
 #[path = "../data_plane/mod.rs"]
 mod data_plane;
+#[path = "../poolers/mod.rs"]
+mod poolers;
+
+mod behind_poolers;
 mod drain;
 mod expiry;
 mod flow;
@@ -18,7 +22,7 @@ use biplane::{
     secret::Credential,
     tenant::{CredentialVersion, DataSource, Role, RoleCredentials},
 };
-use data_plane::{Placed, World, shared};
+use data_plane::{LIMIT, Placed, World, shared};
 use secrecy::SecretString;
 
 /// Tenants whose logins are sealed in the control plane.
@@ -110,7 +114,7 @@ impl Sealed {
 
     fn biplane(&self, pool: PoolOptions) -> Biplane {
         Biplane::postgres(self.world.control.clone(), self.keyring.clone())
-            .pool(pool)
+            .pool(patient(pool))
             .build()
             .unwrap()
     }
@@ -119,7 +123,7 @@ impl Sealed {
     fn unfed(&self, pool: PoolOptions, breakers: BreakerOptions) -> Biplane {
         Biplane::postgres(self.world.control.clone(), self.keyring.clone())
             .without_changes()
-            .pool(pool)
+            .pool(patient(pool))
             .breakers(breakers)
             .build()
             .unwrap()
@@ -134,6 +138,11 @@ impl Sealed {
             .await
             .unwrap()
     }
+}
+
+/// A machine that is busy with other tests does not keep anybody from the server.
+const fn patient(pool: PoolOptions) -> PoolOptions {
+    pool.connect_timeout(LIMIT).wait_timeout(LIMIT)
 }
 
 fn login(user: &str, password: &str) -> Credential {

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Nothing is tried a second time while a test runs.
-fn for_good() -> BreakerOptions {
+pub(crate) fn for_good() -> BreakerOptions {
     BreakerOptions::default().back_off(Duration::from_secs(3_600), Duration::from_secs(7_200))
 }
 

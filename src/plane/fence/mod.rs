@@ -4,6 +4,7 @@ mod drain;
 mod durable;
 mod reconcile;
 mod residence;
+mod succession;
 
 use std::{fmt, time::Duration};
 
@@ -40,7 +41,8 @@ const GIVE_BACK: Duration = Duration::from_secs(5);
 /// - Once [`Fence::fence`] has returned, nothing that entered as this tenant at this epoch or an older one can commit, at
 ///   any isolation level, also not a transaction that was prepared, a session that had entered before, or a process that
 ///   was stopped meanwhile. That survives the server, and a standby that `synchronous_standby_names` demands.
-/// - A mover that dies leaves the tenant fenced or open, and [`Fence::fence`] may be called again, by anybody.
+/// - A mover that dies leaves the tenant fenced or open, and [`Fence::fence`] may be called again, by anybody. Whoever goes
+///   on with its work calls [`Fence::take_over`] first, so that nothing of the mover before acts any more.
 /// - Nothing waits for dumps, maintenance and, in a shared database, for other tenants' transactions.
 ///
 /// The connection is direct, not through a pooler and not in a transaction, and logs in as the owner of the schema

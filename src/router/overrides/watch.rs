@@ -82,6 +82,7 @@ impl Watch {
             let task = runtime.spawn(async move {
                 watch.first_look(&core).await;
                 loop {
+                    // Looked at, because what tells of changes differs between systems and is silent on network file systems.
                     tokio::time::sleep(watch.interval).await;
                     watch.look(&core).await;
                 }

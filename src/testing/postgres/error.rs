@@ -76,9 +76,6 @@ pub enum ClusterError {
     /// The text cannot be a user name or a password.
     #[error("not a credential")]
     Credential(#[from] crate::secret::CredentialError),
-    /// This PgBouncer has no prepared statements in transaction mode.
-    #[error("PgBouncer {0} does not know max_prepared_statements, which came with 1.21")]
-    NoPreparedStatements(super::PgBouncerVersion),
     /// The tokio runtime is shutting down.
     #[error("the tokio runtime is shutting down")]
     RuntimeGone,

@@ -25,12 +25,20 @@ pub(super) struct Bouncer {
     file: PathBuf,
 }
 
+/// Where PgBouncers may be, and what to say when none of them will do.
+#[derive(Clone, Debug)]
+pub(super) struct Bouncers {
+    pub(super) found: Vec<Bouncer>,
+    pub(super) missing: Missing,
+}
+
 /// Where to look. The root is `/` except in tests.
 #[derive(Debug)]
 pub(super) struct Search {
     root: PathBuf,
     server_variable: Option<OsString>,
     bouncer_variable: Option<OsString>,
+    newer_bouncer_variable: Option<OsString>,
     path: Option<OsString>,
     cache: Option<PathBuf>,
 }
@@ -78,8 +86,9 @@ impl Search {
             root: "/".into(),
             server_variable: set("BIPLANE_PG_BIN"),
             bouncer_variable: set("BIPLANE_PGBOUNCER"),
+            newer_bouncer_variable: set("BIPLANE_PGBOUNCER_NEW"),
             path: set("PATH"),
-            cache: cache.map(|cache| cache.join("biplane/packages")),
+            cache: cache.map(|cache| cache.join("biplane")),
         }
     }
 
@@ -116,48 +125,72 @@ impl Search {
                 looked_in.extend(
                     self.cache
                         .iter()
-                        .map(|cache| cache.join("*/usr/lib/postgresql/*/bin")),
+                        .map(|cache| cache.join("packages/*/usr/lib/postgresql/*/bin")),
                 );
                 Err(server_missing(looked_in))
             }
         }
     }
 
-    /// Finds PgBouncer.
-    ///
-    /// # Errors
-    /// When there is none, or none where the variable says.
-    pub(super) fn bouncer(&self) -> Result<Bouncer, ClusterError> {
-        let looked_in: Vec<PathBuf> = match &self.bouncer_variable {
-            Some(named) => vec![named.into()],
-            None => {
-                let mut directories = self.on_path();
-                directories.extend(
-                    [
-                        "usr/sbin",
-                        "usr/local/sbin",
-                        "usr/bin",
-                        "usr/local/bin",
-                        "opt/homebrew/bin",
-                    ]
-                    .map(|place| self.root.join(place)),
-                );
-                directories.extend(self.unpacked().iter().map(|unpacked| unpacked.join("usr/sbin")));
-                directories
-                    .iter()
-                    .map(|directory| directory.join("pgbouncer"))
-                    .collect()
-            }
-        };
-        match looked_in.iter().find(|file| file.is_file()) {
-            Some(file) => Ok(Bouncer { file: file.clone() }),
-            None => Err(ClusterError::NotInstalled(Box::new(Missing {
+    /// The PgBouncers there are: the machine's own, or the one that the variable names.
+    pub(super) fn bouncers(&self) -> Bouncers {
+        Bouncers::among(
+            self.bouncer_places(),
+            Missing {
                 programs: &["pgbouncer"],
                 variable: "BIPLANE_PGBOUNCER to the program",
-                looked_in,
+                looked_in: Vec::new(),
                 install: "the package `pgbouncer` (apt-get, dnf or brew)",
-            }))),
+            },
+        )
+    }
+
+    /// Those that may know prepared statements: the one that a variable of its own names, or the machine's own, and those
+    /// that were built beside it.
+    pub(super) fn newer_bouncers(&self) -> Bouncers {
+        let places = match &self.newer_bouncer_variable {
+            Some(named) => vec![named.into()],
+            None => {
+                let mut places = self.bouncer_places();
+                places.extend(
+                    self.cache
+                        .iter()
+                        .flat_map(|cache| newest_first(cache, "pgbouncer-", "pgbouncer")),
+                );
+                places
+            }
+        };
+        Bouncers::among(
+            places,
+            Missing {
+                programs: &["pgbouncer 1.21 or later"],
+                variable: "BIPLANE_PGBOUNCER_NEW to the program",
+                looked_in: Vec::new(),
+                install: "one (in biplane's repository, `tests/run --install-only` builds it)",
+            },
+        )
+    }
+
+    fn bouncer_places(&self) -> Vec<PathBuf> {
+        if let Some(named) = &self.bouncer_variable {
+            return vec![named.into()];
         }
+        let mut directories = self.on_path();
+        directories.extend(
+            [
+                "usr/sbin",
+                "usr/local/sbin",
+                "usr/bin",
+                "usr/local/bin",
+                "opt/homebrew/bin",
+            ]
+            .map(|place| self.root.join(place)),
+        );
+        directories.extend(self.unpacked().iter().map(|unpacked| unpacked.join("usr/sbin")));
+        directories
+            .iter()
+            .map(|directory| directory.join("pgbouncer"))
+            .collect()
     }
 
     fn on_path(&self) -> Vec<PathBuf> {
@@ -172,8 +205,25 @@ impl Search {
     fn unpacked(&self) -> Vec<PathBuf> {
         self.cache
             .iter()
-            .flat_map(|cache| newest_first(cache, "", ""))
+            .flat_map(|cache| newest_first(&cache.join("packages"), "", ""))
             .collect()
+    }
+}
+
+impl Bouncers {
+    fn among(places: Vec<PathBuf>, missing: Missing) -> Self {
+        let found = places
+            .iter()
+            .filter(|file| file.is_file())
+            .map(|file| Bouncer { file: file.clone() })
+            .collect();
+        Self {
+            found,
+            missing: Missing {
+                looked_in: places,
+                ..missing
+            },
+        }
     }
 }
 
@@ -262,6 +312,7 @@ mod tests {
             root: root.into(),
             server_variable: None,
             bouncer_variable: None,
+            newer_bouncer_variable: None,
             path: Some(root.join("on-path").into()),
             cache: Some(root.join("cache")),
         }
@@ -296,10 +347,33 @@ mod tests {
     #[test]
     fn a_machine_without_pgbouncer_is_told_what_to_install() {
         let root = tempfile::tempdir().unwrap();
-        let text = nowhere(root.path()).bouncer().unwrap_err().to_string();
+        let text = nowhere(root.path()).bouncers().missing.to_string();
         for expected in ["usr/sbin/pgbouncer", "package `pgbouncer`", "BIPLANE_PGBOUNCER"] {
             assert!(text.contains(expected), "{expected} is missing in: {text}");
         }
+        let text = nowhere(root.path()).newer_bouncers().missing.to_string();
+        for expected in ["1.21", "usr/sbin/pgbouncer", "tests/run", "BIPLANE_PGBOUNCER_NEW"] {
+            assert!(text.contains(expected), "{expected} is missing in: {text}");
+        }
+    }
+
+    #[test]
+    fn a_pgbouncer_that_was_built_comes_after_the_machines_own_and_before_older_ones() {
+        let root = tempfile::tempdir().unwrap();
+        let places = ["usr/sbin", "cache/pgbouncer-1.24.1", "cache/pgbouncer-1.9.0"];
+        for place in places {
+            install(&root.path().join(place), &["pgbouncer"]);
+        }
+        let files = |bouncers: Bouncers| -> Vec<PathBuf> {
+            let files = bouncers.found.into_iter();
+            files.map(|bouncer| bouncer.file).collect()
+        };
+        let expected = places.map(|place| root.path().join(place).join("pgbouncer"));
+        let mut search = nowhere(root.path());
+        assert_eq!(files(search.newer_bouncers()), expected);
+        assert_eq!(files(search.bouncers()), expected[..1]);
+        search.newer_bouncer_variable = Some(root.path().join("typo").into());
+        assert!(files(search.newer_bouncers()).is_empty());
     }
 
     #[test]
@@ -351,7 +425,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         // Where the directory for temporary files is a link, the libraries are named by its target.
         let root = fs::canonicalize(root.path()).unwrap();
-        let unpacked = root.join("cache/bookworm-amd64");
+        let unpacked = root.join("cache/packages/bookworm-amd64");
         install(&unpacked.join("usr/lib/postgresql/15/bin"), SERVER_PROGRAMS);
         install(&unpacked.join("usr/lib/x86_64-linux-gnu"), &["libpq.so.5"]);
         install(&unpacked.join("usr/sbin"), &["pgbouncer"]);
@@ -359,7 +433,7 @@ mod tests {
         let expected = unpacked.join("usr/lib/x86_64-linux-gnu");
         for libraries in [
             search.server().unwrap().libraries().unwrap(),
-            search.bouncer().unwrap().libraries().unwrap(),
+            search.bouncers().found[0].libraries().unwrap(),
         ] {
             assert_eq!(env::split_paths(&libraries).next(), Some(expected.clone()));
         }

@@ -29,7 +29,8 @@
 //! 6. `$XDG_CACHE_HOME/biplane/packages/*` (or `~/.cache/…`), where packages may lie unpacked.
 //!
 //! PgBouncer likewise: `BIPLANE_PGBOUNCER` (a file), `PATH`, the usual `bin` and `sbin` directories, the unpacked
-//! packages. Without them [`Cluster::start`] and [`PgBouncerBuilder::start`] fail with
+//! packages. One that knows prepared statements, for [`PgBouncerBuilder::newer`]: `BIPLANE_PGBOUNCER_NEW`, then the same
+//! places, then `$XDG_CACHE_HOME/biplane/pgbouncer-*`, the first of 1.21 or later. Without them [`Cluster::start`] and [`PgBouncerBuilder::start`] fail with
 //! [`ClusterError::NotInstalled`], which says what to install.
 //!
 //! # Contract

@@ -2,10 +2,11 @@
 
 use std::{
     fmt::{self, Write as _},
-    fs,
+    fs, io,
     net::{Ipv4Addr, TcpStream},
     num::NonZeroU32,
-    path::Path,
+    path::{Path, PathBuf},
+    process::Stdio,
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -50,6 +51,7 @@ pub struct PgBouncerBuilder {
     superuser: Credential,
     mode: PoolMode,
     auth: BouncerAuth,
+    newer: bool,
     prepared_statements: Option<NonZeroU32>,
     settings: Vec<(String, String)>,
 }
@@ -100,6 +102,7 @@ impl PgBouncer {
             superuser: cluster.superuser(),
             mode: PoolMode::default(),
             auth: BouncerAuth::default(),
+            newer: false,
             prepared_statements: None,
             settings: Vec::new(),
         }
@@ -168,6 +171,21 @@ impl PgBouncer {
         })
         .await
     }
+
+    /// Gives it these users in the place of those it knows, and lets it read them: what is done with a PgBouncer that
+    /// has an `auth_file` when a login is added or replaced. Those who are connected stay.
+    ///
+    /// Meant for [`BouncerAuth::Known`] and [`BouncerAuth::Trust`]. One that asks the cluster needs its superuser in there.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or PgBouncer does not read it in time.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, it reads them all the same.
+    pub async fn know(&self, users: &[Credential]) -> Result<(), ClusterError> {
+        let (inner, lines) = (Arc::clone(&self.inner), lines_of(users));
+        blocking(move || inner.with_supervisor(|supervisor| inner.reload(supervisor, &lines))).await
+    }
 }
 
 impl PgBouncerBuilder {
@@ -183,11 +201,18 @@ impl PgBouncerBuilder {
         self
     }
 
-    /// How many prepared statements it keeps per server session in transaction mode. Needs 1.21. Off by default,
-    /// whatever the version, because that is what code has to expect.
+    /// A version that knows prepared statements in transaction mode (1.21), also if this machine's own is older. Whether it
+    /// keeps any is another matter.
+    pub const fn newer(mut self) -> Self {
+        self.newer = true;
+        self
+    }
+
+    /// How many prepared statements it keeps per server session in transaction mode, for which it has to be a
+    /// [newer](Self::newer) one. Off by default, whatever the version, because that is what code has to expect.
     pub const fn max_prepared_statements(mut self, statements: NonZeroU32) -> Self {
         self.prepared_statements = Some(statements);
-        self
+        self.newer()
     }
 
     /// How many server sessions it opens per database and user. PgBouncer's own default is 20.
@@ -204,9 +229,8 @@ impl PgBouncerBuilder {
     /// Starts it, and returns when it takes connections.
     ///
     /// # Errors
-    /// [`ClusterError::NotInstalled`] without PgBouncer on this machine;
-    /// [`ClusterError::NoPreparedStatements`] if it is too old for what was asked; [`ClusterError::Start`] with its
-    /// own words when it does not start, for example because of a setting.
+    /// [`ClusterError::NotInstalled`] without PgBouncer on this machine, or without one that is new enough for what was
+    /// asked; [`ClusterError::Start`] with its own words when it does not start, for example because of a setting.
     ///
     /// # Cancel safety
     /// If the future is dropped, the start goes on to its end and it is then removed.
@@ -216,6 +240,22 @@ impl PgBouncerBuilder {
             .map(|inner| PgBouncer {
                 inner: Arc::new(inner),
             })
+    }
+
+    /// The first program that will do, and its version.
+    fn choose(&self) -> Result<(locate::Bouncer, PgBouncerVersion), ClusterError> {
+        let search = locate::Search::from_environment();
+        let (bouncers, oldest) = match self.newer {
+            true => (search.newer_bouncers(), PgBouncerVersion::PREPARED_STATEMENTS),
+            false => (search.bouncers(), PgBouncerVersion { major: 0, minor: 0 }),
+        };
+        for bouncer in bouncers.found {
+            let version = version(&bouncer)?;
+            if version >= oldest {
+                return Ok((bouncer, version));
+            }
+        }
+        Err(ClusterError::NotInstalled(Box::new(bouncers.missing)))
     }
 
     fn configuration(&self, port: u16, version: PgBouncerVersion) -> String {
@@ -266,13 +306,7 @@ impl PgBouncerBuilder {
             BouncerAuth::Query => std::slice::from_ref(&self.superuser),
             BouncerAuth::Known(users) | BouncerAuth::Trust(users) => users,
         };
-        let mut lines = String::new();
-        for user in users {
-            let password = user.password().map_or("", |password| password.expose_secret());
-            // Writing to a string cannot fail.
-            let _ = writeln!(lines, "{} {}", quoted(user.username()), quoted(password));
-        }
-        lines
+        lines_of(users)
     }
 
     fn pooler(&self) -> Pooler {
@@ -331,6 +365,7 @@ impl fmt::Display for PgBouncerVersion {
 struct Inner {
     supervisor: Mutex<Supervisor>,
     home: Home,
+    account: Account,
     port: Port,
     pooler: Pooler,
     version: PgBouncerVersion,
@@ -338,16 +373,12 @@ struct Inner {
 
 impl Inner {
     fn create(builder: &PgBouncerBuilder) -> Result<Self, ClusterError> {
-        let bouncer = locate::Search::from_environment().bouncer()?;
         let account = Account::detect()?;
         let base = Base::open(&account, Storage::Quick)?;
         let home = base.directory("b", &account)?;
-        let version = version(&bouncer, &account, home.path())?;
-        if builder.prepared_statements.is_some() && version < PgBouncerVersion::PREPARED_STATEMENTS {
-            return Err(ClusterError::NoPreparedStatements(version));
-        }
+        let (bouncer, version) = builder.choose()?;
         let program = Program {
-            file: bouncer.program().into(),
+            file: reachable(&bouncer, &account, home.path())?,
             arguments: vec!["pgbouncer.ini".into()],
             libraries: bouncer.libraries(),
             // It has no children and keeps nothing.
@@ -374,9 +405,32 @@ impl Inner {
         Ok(Self {
             supervisor: Mutex::new(supervisor),
             home,
+            account,
             port,
             pooler: builder.pooler(),
             version,
+        })
+    }
+
+    fn reload(&self, supervisor: &mut Supervisor, users: &str) -> Result<(), ClusterError> {
+        let (new, file) = (
+            self.home.path().join("users.new"),
+            self.home.path().join("users.txt"),
+        );
+        write_private(&new, users, &self.account)?;
+        // It tells files apart by their inodes; two of one size, written within one second, are the same to it.
+        fs::rename(&new, &file).map_err(ClusterError::io("replace PgBouncer's users"))?;
+        let log = || fs::read(self.home.path().join("log")).unwrap_or_default();
+        let read = log().len();
+        supervisor.signal(Signal::Hup, &[])?;
+        // It does nothing else between this line and the end of its reading.
+        let word = b"re-reading config";
+        supervisor.wait("read its users", START, || {
+            let log = log();
+            let new = log.get(read..).unwrap_or_default();
+            new.windows(word.len())
+                .any(|piece| piece == word)
+                .then_some(Ok(()))
         })
     }
 
@@ -400,16 +454,29 @@ fn launch(supervisor: &mut Supervisor, port: u16) -> Result<(), ClusterError> {
     })
 }
 
-fn version(
-    bouncer: &locate::Bouncer,
-    account: &Account,
-    home: &Path,
-) -> Result<PgBouncerVersion, ClusterError> {
+/// The program where the server's user can run it: what root has built in its own home is copied.
+fn reachable(bouncer: &locate::Bouncer, account: &Account, home: &Path) -> Result<PathBuf, ClusterError> {
     let mut command = locate::command(bouncer.program(), bouncer.libraries());
-    let output = account
-        .apply(command.arg("--version"), home)
+    let runs = account
+        .apply(command.arg("--version").stdout(Stdio::null()), home)
+        .status();
+    match runs {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let copy = home.join("pgbouncer");
+            fs::copy(bouncer.program(), &copy)
+                .and_then(|_| account.own(&copy))
+                .map_err(ClusterError::io("copy pgbouncer for the server's user"))?;
+            Ok(copy)
+        }
+        _ => Ok(bouncer.program().into()),
+    }
+}
+
+fn version(bouncer: &locate::Bouncer) -> Result<PgBouncerVersion, ClusterError> {
+    let output = locate::command(bouncer.program(), bouncer.libraries())
+        .arg("--version")
         .output()
-        .map_err(ClusterError::io("run pgbouncer as the server's user"))?;
+        .map_err(ClusterError::io("run pgbouncer"))?;
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     printed
         .strip_prefix("PgBouncer ")
@@ -418,6 +485,17 @@ fn version(
             let complaint = String::from_utf8_lossy(&output.stderr);
             ClusterError::Start(ServerLog::new(&format!("{printed}\n{complaint}")))
         })
+}
+
+/// An `auth_file`.
+fn lines_of(users: &[Credential]) -> String {
+    let mut lines = String::new();
+    for user in users {
+        let password = user.password().map_or("", |password| password.expose_secret());
+        // Writing to a string cannot fail.
+        let _ = writeln!(lines, "{} {}", quoted(user.username()), quoted(password));
+    }
+    lines
 }
 
 fn quoted(text: &str) -> String {

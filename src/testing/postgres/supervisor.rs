@@ -43,6 +43,7 @@ pub(super) struct Program {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Signal {
     Cont,
+    Hup,
     Int,
     Kill,
     Quit,
@@ -53,6 +54,7 @@ impl Signal {
     const fn name(self) -> &'static str {
         match self {
             Self::Cont => "CONT",
+            Self::Hup => "HUP",
             Self::Int => "INT",
             Self::Kill => "KILL",
             Self::Quit => "QUIT",

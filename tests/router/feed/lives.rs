@@ -72,6 +72,7 @@ async fn a_resynchronisation_comes_in_batches_at_its_own_pace() {
         tokio::time::sleep(Duration::from_millis(10)).await;
         let loaded = world.biplane.stats().names_loaded - before;
         assert!(loaded - last <= 500, "{} at once", loaded - last);
+        assert!(began.elapsed() < seconds(60), "{loaded} of {TENANTS} in a minute");
         last = loaded;
         for name in &names {
             assert!(world.biplane.cached(*name).is_some());

@@ -14,7 +14,10 @@ use biplane::{
     repository::{ChangeHint, ChangeListener, ChangeLog, ChangePush, ChangeSource, MemoryControl},
     router::{FeedEngine, FeedOptions},
     tenant::{Seq, TenantStatus},
-    testing::faulty::{Fault, FaultyRepository},
+    testing::{
+        faulty::{Fault, FaultyRepository},
+        wait,
+    },
 };
 use tokio::time::Instant;
 
@@ -82,9 +85,11 @@ async fn what_was_committed_while_nobody_listened_is_read_when_somebody_does() {
         settle().await;
         assert!(!biplane.stats().feed.listening);
         control.turn(acme.id, status).await;
-        while !biplane.stats().feed.listening {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        wait::until("somebody listens", seconds(60), async || {
+            biplane.stats().feed.listening
+        })
+        .await
+        .unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
         let refused = SUSPENDED.filter(|_| status == TenantStatus::Suspended);
         assert_eq!(kind(held.read(|_| ()).await), refused);
