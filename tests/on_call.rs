@@ -14,7 +14,7 @@ use biplane::{
     plane::RoleName,
     repository::{
         Actor, Beat, ControlSchema, CredentialPlace, CredentialSlot, Instances, KeyReport, NewSource,
-        NewTenant, TenantAdmin, open_credential,
+        NewTenant, TenantAdmin, TenantRepository, open_credential,
     },
     secret::Credential,
     tenant::{
@@ -280,6 +280,8 @@ async fn data_sources_with_tenants_that_nothing_fences_are_counted() {
         text(&mut on_call, rows).await,
         "alone server alone_data 1, shared memory 2"
     );
+    // What routers say when they start leaves out what no server holds.
+    assert_eq!(control.pg_tenants().unfenced_sources().await.unwrap(), Some(1));
 }
 
 /// All that the role may do in the schema, as the catalogue says.

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, raw_sql};
 
-use super::RoleName;
+use super::{RoleName, sqlstate};
 use crate::{
     error::{Error, ErrorKind},
+    pool::literal,
     tenant::DatabaseId,
 };
 
@@ -21,7 +22,7 @@ const BEGIN: &str = include_str!("sql/begin.sql");
 const UNINSTALL: &str = include_str!("sql/uninstall.sql");
 
 /// Deliberately wrong variants of the schema: what stands there, and what a mutant has instead.
-fn mutants() -> [(bool, &'static str, &'static str); 10] {
+fn mutants() -> [(bool, &'static str, &'static str); 14] {
     [
         (
             cfg!(biplane_mutant = "everybody_is_waited_for"),
@@ -70,11 +71,35 @@ fn mutants() -> [(bool, &'static str, &'static str); 10] {
         ),
         (
             cfg!(biplane_mutant = "any_login_enters"),
-            "home.role is null and not biplane.may_enter_v1(session_user)",
-            "false",
+            "elsif home.role is null then",
+            "elsif false then",
+        ),
+        (
+            cfg!(biplane_mutant = "groups_have_no_timeouts"),
+            "home.role := biplane.team_v1(session_user)",
+            "home.role := case when biplane.team_v1(session_user) is not null then '{}'::pg_catalog.jsonb end",
+        ),
+        (
+            cfg!(biplane_mutant = "places_lock_late"),
+            "    lock table biplane.residence in share row exclusive mode;\n    insert into",
+            "    insert into",
+        ),
+        (
+            cfg!(biplane_mutant = "fences_lock_the_row_first"),
+            "    lock table biplane.residence in row exclusive mode;\n",
+            "",
+        ),
+        (
+            cfg!(biplane_mutant = "any_role_is_taken_on"),
+            "    perform biplane.check_role_v1(role_name, schema_name);\n",
+            "",
         ),
     ]
 }
+
+/// A function that somebody has put into `public`, which everybody could up to Postgres 14, may fit better than Postgres' own:
+/// it would run with the rights of whoever installs.
+const SEARCH_PATH: &str = "set local search_path = pg_catalog, pg_temp;\n";
 
 /// One at a time per database: "bp_data" and a version.
 const LOCK: i64 = i64::from_be_bytes(*b"bp_data\x01");
@@ -180,7 +205,8 @@ impl DataSchema {
     /// data source of its own, and for a restored one that is to take the place of the lost one.
     ///
     /// What a copied or restored database knows of tenants is what was so when it was saved. None can be entered before
-    /// [`Fence::reconcile`](crate::plane::Fence::reconcile) has held it against the control plane.
+    /// [`Fence::reconcile`](crate::plane::Fence::reconcile) has held it against the control plane. Who has entered before is
+    /// not ended: where services were connected to it meanwhile, as another database, end their sessions.
     ///
     /// # Errors
     /// [`SchemaMismatch`](ErrorKind::SchemaMismatch) when the schema is not installed.
@@ -198,6 +224,9 @@ impl DataSchema {
 
     /// Lets a login enter, or the members of a group, with these timeouts; told again, with those. Its grants come from
     /// [`DataSchema::install`].
+    ///
+    /// A login that was named itself, here or when the schema was installed, has its own timeouts, also if those are none.
+    /// Any other has those of its groups, and the shortest of several.
     ///
     /// # Errors
     /// [`SchemaMismatch`](ErrorKind::SchemaMismatch) when the schema is not installed;
@@ -246,7 +275,11 @@ fn milliseconds(limit: Duration) -> i32 {
 }
 
 fn body(database: DatabaseId, readers: &[RoleName]) -> String {
-    let mut sql = format!("select pg_advisory_xact_lock({LOCK});\n{BEGIN}");
+    let search_path = match cfg!(biplane_mutant = "installers_look_everywhere") {
+        true => "",
+        false => SEARCH_PATH,
+    };
+    let mut sql = format!("{search_path}select pg_advisory_xact_lock({LOCK});\n{BEGIN}");
     for (migration, version) in MIGRATIONS.iter().zip(1..) {
         sql.push_str(&format!(
             "do $biplane_install$\nbegin\n    \
@@ -281,50 +314,55 @@ fn body(database: DatabaseId, readers: &[RoleName]) -> String {
              grant select on biplane.database, biplane.residence to {role};\n\
              grant execute on function biplane.enter_v1(uuid, bigint, uuid), \
              biplane.enter_session_v1(uuid, bigint, uuid), biplane.enter_again_v1(uuid, bigint, uuid), \
-             biplane.database_v1(), biplane.may_enter_v1(name), \
+             biplane.database_v1(), biplane.may_enter_v1(name), biplane.team_v1(name), \
              biplane.stamped_here_v1(), biplane.directory_v1(), biplane.timeline_v1() to {role};\n\
              select biplane.allow_v1({literal}) from biplane.database where not run_time_roles ? {literal};\n",
-            literal = reader.literal(),
+            literal = literal(reader.as_str()),
         ));
     }
     sql
 }
 
 pub(super) fn failed(error: sqlx::Error) -> Error {
-    let refused = error.as_database_error().map(|refused| {
-        let code = refused.code().unwrap_or_default().into_owned();
-        (code, refused.constraint().map(str::to_owned))
+    let sorted = error.as_database_error().and_then(|refused| {
+        let code = refused.code().unwrap_or_default();
+        sort(&code, refused.constraint(), refused.message())
     });
-    let Some((code, constraint)) = refused else {
-        return error.into();
-    };
-    match code.as_str() {
-        "42501" => Error::new(ErrorKind::MissingPrivilege).detail(match constraint.as_deref() {
-            Some("create_on_database") => "CREATE on the database",
-            Some("owner_of_schema") => "ownership of the schema biplane",
-            _ => "what the schema biplane grants to run-time roles, or to install it, its ownership",
-        }),
+    sorted.unwrap_or_else(|| error.into())
+}
+
+fn sort(code: &str, constraint: Option<&str>, message: &str) -> Option<Error> {
+    if let Some(common) = sqlstate::of_schema("biplane", code, constraint) {
+        return Some(common);
+    }
+    Some(match code {
+        "42501" => Error::new(ErrorKind::MissingPrivilege)
+            .detail("what the schema biplane grants to run-time roles, or to change it, its ownership"),
+        "40001" | "40P01" | "55P03" => Error::new(ErrorKind::TransactionConflict)
+            .detail("somebody else writes to the residences of this database, and nothing was changed here"),
+        "57014" => Error::new(ErrorKind::Database).detail(
+            "a statement was cancelled, or took longer than this login's statement_timeout; raise that",
+        ),
         "BP001" => Error::new(ErrorKind::VersionConflict)
             .detail("the tenant is not here in that state, at this epoch"),
         "BP003" => ErrorKind::WrongDatabase.into(),
         "BP006" => Error::new(ErrorKind::InvalidInput)
             .detail("a tenant with a database of its own shares it with no other"),
+        // Ours, with names of roles alone.
+        "BP007" => Error::new(ErrorKind::InvalidInput).detail(message.to_owned()),
         "23505" => Error::new(ErrorKind::InvalidInput)
-            .detail("another tenant here has this schema or row key, or has the database to itself"),
-        "23514" => Error::new(ErrorKind::InvalidInput).detail(match constraint.as_deref() {
+            .detail("another tenant here has this schema, row key or role, or has the database to itself"),
+        "23514" => Error::new(ErrorKind::InvalidInput).detail(match constraint {
             Some("residence_schema") => "a tenant with a schema of its own needs the schema's name",
             Some("residence_schema_name") => "the schema's name is empty, or one that is not a tenant's",
             Some("residence_row_key") => "the row key is empty",
+            Some("residence_role") => {
+                "a tenant with a database of its own has no role of its own; connect as that role"
+            }
+            Some("residence_role_name") => "the role is one of Postgres' own, or not a role",
             Some("residence_epoch") => "the epoch is 0, or more than Postgres can hold",
             _ => "the schema biplane does not accept this value",
         }),
-        "42704" => {
-            Error::new(ErrorKind::InvalidInput).detail("a role that is to read the schema does not exist")
-        }
-        "42P01" | "42883" | "3F000" => Error::new(ErrorKind::SchemaMismatch)
-            .detail("the schema biplane is not installed in this database"),
-        "42P07" | "42723" | "42710" => Error::new(ErrorKind::SchemaMismatch)
-            .detail("something else has a name that the schema biplane needs"),
-        _ => error.into(),
-    }
+        _ => return None,
+    })
 }

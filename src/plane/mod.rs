@@ -28,6 +28,7 @@ mod fence;
 mod lease;
 mod role_name;
 mod row_security;
+pub(crate) mod sqlstate;
 mod statement;
 mod tables;
 mod tx;

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
+use crate::pool::identifier;
+
 /// The name of a Postgres role, as it stands in the catalogue, to be granted something in printed SQL.
 ///
 /// It exists so that no name, whatever it holds, ends the statement it is put into or means somebody else:
@@ -61,12 +63,7 @@ impl RoleName {
     /// The name as an identifier in SQL.
     #[must_use]
     pub fn quoted(&self) -> String {
-        format!("\"{}\"", self.0.replace('"', "\"\""))
-    }
-
-    /// The name as a string in SQL, whatever `standard_conforming_strings` says.
-    pub(crate) fn literal(&self) -> String {
-        format!("E'{}'", self.0.replace('\\', "\\\\").replace('\'', "''"))
+        identifier(&self.0)
     }
 }
 

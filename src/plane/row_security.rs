@@ -5,7 +5,10 @@ use std::fmt;
 use sqlx::Row;
 
 use super::{DataPlane, Db};
-use crate::error::Error;
+use crate::{
+    error::Error,
+    pool::{identifier, literal},
+};
 
 /// The setting that holds the tenant of a transaction, unless the schema `biplane` of a database names another one.
 pub const TENANT_SETTING: &str = "app.tenant_id";
@@ -292,13 +295,4 @@ impl Db<DataPlane> {
         }
         Ok(report)
     }
-}
-
-fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// A string that means the same whatever `standard_conforming_strings` says.
-fn literal(text: &str) -> String {
-    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }

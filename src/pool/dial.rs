@@ -21,6 +21,7 @@ use super::{
     failure::{self, Blame},
     later, locked,
     logins::{Authorisation, Keeper},
+    quote::literal,
 };
 use crate::{
     breaker::BreakerScope,
@@ -453,21 +454,6 @@ pub(super) async fn hang_up(connection: PgConnection, limit: Duration) {
 /// `pg_temp` last, so that a temporary table never hides a real one.
 fn with_pg_temp(search_path: &str) -> String {
     format!("{search_path}, pg_temp")
-}
-
-/// An SQL literal that means the same whatever `standard_conforming_strings` says.
-fn literal(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len() + 3);
-    quoted.push_str("E'");
-    for character in text.chars() {
-        match character {
-            '\'' => quoted.push_str("''"),
-            '\\' => quoted.push_str("\\\\"),
-            _ => quoted.push(character),
-        }
-    }
-    quoted.push('\'');
-    quoted
 }
 
 const fn ssl_mode(mode: TlsMode) -> PgSslMode {

@@ -20,6 +20,7 @@ mod listen;
 mod logins;
 mod options;
 mod outdated;
+mod quote;
 mod scheduler;
 mod session;
 
@@ -55,6 +56,7 @@ pub(crate) use self::{
     failure::Damage,
     listen::Listening,
     logins::{Keeper, Logins, Passport},
+    quote::{identifier, literal},
     session::Protocol,
 };
 use self::{

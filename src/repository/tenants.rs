@@ -58,6 +58,18 @@ pub trait TenantRepository: Debug + Send + Sync + 'static {
         Ok(None)
     }
 
+    /// How many data sources hold tenants and have no `database_id`, so that no fence keeps stale commits out. Routers log
+    /// it once, when they start. `None`, as by default, means that this is not known, and then nothing is said.
+    ///
+    /// # Errors
+    /// As [`TenantRepository::find`].
+    ///
+    /// # Cancel safety
+    /// Safe: reads only.
+    async fn unfenced_sources(&self) -> Result<Option<u64>, Error> {
+        Ok(None)
+    }
+
     /// What the changes of these tenants are followed by. Routers ask for it when they are built and are given none; with
     /// none, as by default, a change is noticed by time limits alone.
     ///
@@ -81,6 +93,10 @@ impl<T: TenantRepository + ?Sized> TenantRepository for Arc<T> {
 
     async fn find_source(&self, name: &str) -> Result<Option<DataSource>, Error> {
         T::find_source(self, name).await
+    }
+
+    async fn unfenced_sources(&self) -> Result<Option<u64>, Error> {
+        T::unfenced_sources(self).await
     }
 
     fn change_source(&self) -> Option<ChangeSource> {

@@ -347,8 +347,9 @@ impl LoginRotation {
     /// out or dropped. That is your own step; nothing here takes a login away.
     ///
     /// Every session of the role at the server counts, in whatever database and of whatever program, because all of them
-    /// would be hit. Who is not connected just now is not seen: a role that several data sources log in with is
-    /// unused only when all of them have another.
+    /// would be hit. Asked is the first endpoint of the data source that answers: sessions at its other endpoints, such as
+    /// standbys, are not seen. Who is not connected just now is not seen either: a role that several data sources log in
+    /// with is unused only when all of them have another.
     ///
     /// # Errors
     /// [`LoginRotationError::StillConnected`], [`LoginRotationError::NotTheOldOne`],

@@ -3,7 +3,10 @@
 use std::{
     fmt,
     panic::AssertUnwindSafe,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -42,6 +45,7 @@ pub(super) struct Core<H> {
     feed: Option<Arc<Feed>>,
     overrides: Option<Arc<Watch>>,
     pub(super) counters: Counters,
+    told_unfenced: AtomicBool,
 }
 
 impl<H: Clone + Send + Sync + 'static> Core<H> {
@@ -64,6 +68,7 @@ impl<H: Clone + Send + Sync + 'static> Core<H> {
             feed: feed.map(Arc::new),
             overrides: overrides.map(Arc::new),
             counters: Counters::default(),
+            told_unfenced: AtomicBool::default(),
         }
     }
 
@@ -112,12 +117,36 @@ impl<H: Clone + Send + Sync + 'static> Core<H> {
 
     /// Starts the feed, and looking for an override file, unless they run or there is none.
     pub(super) fn follow_changes(self: &Arc<Self>, runtime: &tokio::runtime::Handle) {
-        if let Some(feed) = &self.feed {
-            feed.start(self, runtime);
+        match &self.feed {
+            Some(feed) => feed.start(self, runtime),
+            None => self.tell_unfenced(runtime),
         }
         if let Some(overrides) = &self.overrides {
             overrides.start(self, runtime);
         }
+    }
+
+    /// Says once how many data sources nothing fences, in a task that nobody waits for.
+    pub(super) fn tell_unfenced(self: &Arc<Self>, runtime: &tokio::runtime::Handle) {
+        if self.told_unfenced.swap(true, Ordering::Relaxed)
+            || cfg!(biplane_mutant = "unfenced_sources_are_not_told")
+        {
+            return;
+        }
+        let (repository, patience) = (Arc::clone(&self.repository), self.load_timeout);
+        runtime.spawn(async move {
+            match tokio::time::timeout(patience, repository.unfenced_sources()).await {
+                Ok(Ok(Some(number))) => tracing::info!(
+                    data_sources = number,
+                    "a data source that holds tenants and has no database_id is not fenced; so many are there"
+                ),
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => {
+                    tracing::info!(%error, "how many data sources are not fenced could not be counted");
+                }
+                Err(_) => tracing::info!("how many data sources are not fenced was not told in time"),
+            }
+        });
     }
 
     /// Releases the brake. What was held is read anew at once where there is a runtime, otherwise by whoever asks.

@@ -241,6 +241,11 @@ impl<R: TenantRepository> TenantRepository for FaultyRepository<R> {
         self.release(admitted, source).await
     }
 
+    /// Neither counted nor made to fail: a router asks once, beside its work, and a test counts what that takes.
+    async fn unfenced_sources(&self) -> Result<Option<u64>, Error> {
+        self.inner.unfenced_sources().await
+    }
+
     /// None, so that the test says what a router hears of changes. Another wrapper, with faults and counts of its own,
     /// is best given to [`Builder::changes`](crate::router::Builder::changes).
     fn change_source(&self) -> Option<ChangeSource> {

@@ -1,6 +1,6 @@
 //! Once a fence has returned, nothing that began before it can commit; and it waits for nothing else.
 
-use std::{cell::Cell, collections::BTreeSet};
+use std::{cell::Cell, collections::BTreeSet, time::Duration};
 
 use biplane::{
     error::ErrorKind,
@@ -89,7 +89,9 @@ async fn a_list_that_is_made_before_the_commit_would_miss_somebody() {
     run(&mut holder, "begin; select * from biplane.residence for update")
         .await
         .unwrap();
-    let fencing = async { home.fence(1, hasty()).await };
+    // Long enough for the fence to be written late, and then in vain.
+    let drain = patient().deadline(Duration::from_secs(8));
+    let fencing = async { home.fence(1, drain).await };
     let writing = async {
         let mut watcher = home.owner().await;
         wait::until("the fence waits to be written", LIMIT, async || {

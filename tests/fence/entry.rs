@@ -234,3 +234,37 @@ async fn placing_follows_the_rules_that_enter_relies_on() {
     assert_eq!(error.kind(), ErrorKind::VersionConflict);
     assert_eq!(refused(&mut home.app().await, home.enter(3)).await, "BP001");
 }
+
+#[tokio::test]
+async fn members_of_a_group_have_its_timeouts_and_the_shortest_of_several() {
+    let home = Home::new(Isolation::Row).await;
+    let name = |what: &str| format!("{what}_{}", home.database);
+    let (member, own) = (name("member"), name("own"));
+    let groups = [name("team"), name("squad")].map(|group| RoleName::parse(&group).unwrap());
+    for login in [&member, &own] {
+        create_login(home.cluster, login).await;
+    }
+    let mut owner = home.owner().await;
+    for group in &groups {
+        let sql = format!("create role {group}; grant {group} to {member}, {own}; grant {APP} to {group}");
+        run(&mut owner, sql).await.unwrap();
+    }
+    let timeouts = RoleTimeouts::new().statement(Duration::from_secs(5));
+    let longer = timeouts
+        .statement(Duration::from_secs(50))
+        .lock(Duration::from_secs(2));
+    for (role, timeouts) in [
+        (&groups[0], timeouts),
+        (&groups[1], longer),
+        (&RoleName::parse(&own).unwrap(), RoleTimeouts::new()),
+    ] {
+        DataSchema::allow(&mut owner, role, timeouts).await.unwrap();
+    }
+    for (login, expected) in [(&member, ["5s", "2s", "0"]), (&own, ["0", "0", "0"])] {
+        let mut app = home.login(login).await;
+        run(&mut app, format!("begin; {}", home.enter(1))).await.unwrap();
+        assert_eq!(settings(&mut app).await[3..], expected, "{login}");
+        run(&mut app, "commit").await.unwrap();
+        assert_eq!(settings(&mut app).await[3..], ["0", "0", "0"], "{login}");
+    }
+}

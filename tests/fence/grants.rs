@@ -172,3 +172,28 @@ async fn it_installs_again_without_forgetting_tenants_timeouts_or_fences() {
     }
     assert_eq!(text(&mut owner, "select to_regnamespace('biplane')").await, "");
 }
+
+/// Up to Postgres 14 everybody could create functions in `public`, and on later servers many let their applications.
+#[tokio::test]
+async fn whoever_installs_runs_nobody_elses_functions() {
+    let home = Home::empty(cluster().await).await;
+    let mut superuser = home.owner().await;
+    run(&mut superuser, DataSchema::uninstall_sql()).await.unwrap();
+    let grant = format!("grant create on schema public to {APP}");
+    run(&mut superuser, grant).await.unwrap();
+    // A better match for the arguments that they have there than Postgres' own functions.
+    let traps = ["has_database_privilege(name, text)", "pg_has_role(text, text)"];
+    for trap in traps {
+        let sql = format!(
+            "create function public.{trap} returns boolean language plpgsql as $$
+             begin raise exception 'run with the rights of %', current_user; end $$"
+        );
+        run(&mut home.app().await, sql).await.unwrap();
+    }
+    let app = [RoleName::parse(APP).unwrap()];
+    for _ in 0..2 {
+        DataSchema::install(&mut superuser, home.id, &app).await.unwrap();
+    }
+    home.place(home.tenant, Isolation::Row).await;
+    home.fence_patiently().await;
+}

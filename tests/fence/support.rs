@@ -151,6 +151,11 @@ impl<'a> Home<'a> {
             .unwrap();
     }
 
+    /// The same tenant in another database.
+    pub(crate) fn elsewhere(&self, database: String) -> Self {
+        Self { database, ..*self }
+    }
+
     /// Another tenant in the same database.
     pub(crate) async fn neighbour(&self) -> TenantId {
         let tenant = TenantId::new();

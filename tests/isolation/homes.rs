@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use biplane::{
     Biplane,
     error::{Error, ErrorKind},
-    plane::{DataSchema, RoleName, RowPolicy, TenantDb, TenantExecutor},
+    plane::{DataSchema, Fence, Residence, RoleName, RowPolicy, TenantDb, TenantExecutor},
     pool::PoolOptions,
     repository::{NewSource, TenantAdmin},
     tenant::{DataSourceId, DatabaseId, Isolation, Location, PoolSettings, Role, Server, Slug, TenantId},
@@ -136,7 +136,7 @@ impl Home {
             );
             world.cluster.sql(&self.database, &all).await.unwrap();
         }
-        self.settle(world, &resident, "null", "null").await;
+        self.settle(world, &resident, |residence| residence).await;
         resident
     }
 
@@ -181,22 +181,24 @@ impl Home {
             role: role.clone(),
             database: self.database.clone(),
         };
-        let role = match own {
-            Own::Role => format!("'{role}'"),
-            Own::Nothing => "null".to_owned(),
+        let at_home = |residence: Residence| match own {
+            Own::Role => residence.schema(schema).role(RoleName::parse(&role).unwrap()),
+            Own::Nothing => residence.schema(schema),
         };
-        self.settle(world, &resident, &format!("'{schema}'"), &role).await;
+        self.settle(world, &resident, at_home).await;
         resident
     }
 
-    async fn settle(&self, world: &World<'_>, resident: &Resident, schema: &str, role: &str) {
+    async fn settle(
+        &self,
+        world: &World<'_>,
+        resident: &Resident,
+        at_home: impl FnOnce(Residence) -> Residence,
+    ) {
         let epoch = world.record(resident.id).await.placement.epoch;
-        let sql = format!(
-            "insert into biplane.residence (tenant_id, epoch, state, isolation, schema_name, role_name, database_id)
-             values ('{}', {epoch}, 'open', '{}', {schema}, {role}, '{}')",
-            resident.id, resident.isolation, self.id
-        );
-        world.cluster.sql(&self.database, &sql).await.unwrap();
+        let residence = at_home(Residence::new(resident.id, epoch, resident.isolation));
+        let mut owner = world.cluster.connect(&self.database).await.unwrap();
+        Fence::new(&mut owner).place(&residence).await.unwrap();
     }
 }
 

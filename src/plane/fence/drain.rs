@@ -26,8 +26,9 @@ const NAMED: usize = 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainOptions {
-    /// How long the tenant may be closed in vain: 10 s by default, within the patience of most callers. Then it is open
-    /// again.
+    /// How long the whole may take, waiting for locks included, and so the tenant be closed in vain: 10 s by default,
+    /// within the patience of most callers. Then it is open again. Where the server does not answer any more the call
+    /// returns at most 7 s later, and says that it could not open the tenant.
     pub deadline: Duration,
     /// How long transactions may go on in sessions that are to be ended: 5 s by default, longer than a request takes and
     /// half of the deadline, so that their end is seen within it.
@@ -198,18 +199,45 @@ impl Fence<'_> {
         if sessions.is_empty() {
             return Ok(());
         }
-        sqlx::query("select pg_terminate_backend(pid) from unnest($1::int[]) as session (pid)")
-            .bind(sessions)
-            .execute(&mut *self.connection)
-            .await
-            .map_err(failed)
-            .map(drop)
+        let ended = sqlx::query(
+            "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.unnest($1::pg_catalog.int4[]) as session (pid)",
+        )
+        .bind(sessions)
+        .execute(&mut *self.connection)
+        .await;
+        match ended.map_err(failed) {
+            Err(error) if error.kind() == ErrorKind::MissingPrivilege => Err(Error::new(error.kind())
+                .detail(
+                    "to end the sessions of a run-time role: only a superuser ends those of a superuser",
+                )),
+            ended => ended.map(drop),
+        }
+    }
+
+    /// Who has locked what a fence has to write.
+    pub(super) async fn locked(&mut self) -> Result<Error, Error> {
+        let pids: Vec<i32> = sqlx::query_scalar(
+            "select held.pid from pg_catalog.pg_locks as held
+             where held.locktype = 'relation' and held.relation = 'biplane.residence'::pg_catalog.regclass
+                 and held.database = (select mine.oid from pg_catalog.pg_database as mine
+                     where mine.datname = pg_catalog.current_database())
+                 and held.granted and held.mode <> 'AccessShareLock'
+                 and held.pid <> pg_catalog.pg_backend_pid()",
+        )
+        .fetch_all(&mut *self.connection)
+        .await
+        .map_err(failed)?;
+        Ok(Error::new(ErrorKind::Undrained).detail(format!(
+            "nothing was fenced, because others have locked residences here: {}",
+            shown(&pids.into_iter().collect())
+        )))
     }
 
     /// Says which privilege is missing before anything is fenced in vain.
     pub(super) async fn privileges(&mut self) -> Result<(), Error> {
         let (reads, signals): (bool, bool) = sqlx::query_as(
-            "select pg_has_role('pg_read_all_stats', 'usage'), pg_has_role('pg_signal_backend', 'usage')",
+            "select pg_catalog.pg_has_role('pg_read_all_stats', 'usage'),
+                pg_catalog.pg_has_role('pg_signal_backend', 'usage')",
         )
         .fetch_one(&mut *self.connection)
         .await
@@ -232,19 +260,22 @@ async fn pause(until: Instant, left: &BTreeSet<Running>) -> Result<(), Error> {
 }
 
 fn names(left: &BTreeSet<Running>) -> String {
-    let pids: BTreeSet<i32> = left.iter().filter_map(Running::pid).collect();
-    let shown: Vec<String> = pids.iter().take(NAMED).map(i32::to_string).collect();
-    let mut text = match pids.len() {
-        0 => String::new(),
-        all if all > NAMED => format!("process ids {} and {} more", shown.join(", "), all - NAMED),
-        _ => format!("process ids {}", shown.join(", ")),
-    };
+    let mut text = shown(&left.iter().filter_map(Running::pid).collect());
     let prepared = left.iter().filter(|running| running.is_prepared()).count();
     if prepared > 0 {
         let and = if text.is_empty() { "" } else { ", " };
         text.push_str(&format!("{and}{prepared} prepared transactions"));
     }
     text
+}
+
+fn shown(pids: &BTreeSet<i32>) -> String {
+    let shown: Vec<String> = pids.iter().take(NAMED).map(i32::to_string).collect();
+    match pids.len() {
+        0 => String::new(),
+        all if all > NAMED => format!("process ids {} and {} more", shown.join(", "), all - NAMED),
+        _ => format!("process ids {}", shown.join(", ")),
+    }
 }
 
 #[cfg(test)]

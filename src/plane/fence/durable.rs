@@ -22,18 +22,20 @@ impl Fence<'_> {
     /// Refuses a server that forgets what it has committed.
     pub(super) async fn durability(&mut self) -> Result<Standbys, Error> {
         let (fsync, standby, names): (bool, bool, String) = sqlx::query_as(
-            "select current_setting('fsync')::boolean, pg_is_in_recovery(), current_setting('synchronous_standby_names')",
+            "select pg_catalog.current_setting('fsync')::boolean, pg_catalog.pg_is_in_recovery(),
+                pg_catalog.current_setting('synchronous_standby_names')",
         )
         .fetch_one(&mut *self.connection)
         .await
         .map_err(failed)?;
         let invalid = |why: &'static str| Err(Error::new(ErrorKind::InvalidConfiguration).detail(why));
         // As text, which is one message, so that the two are the same moment unless a transaction has begun before.
-        let alone: bool = sqlx::raw_sql("select transaction_timestamp() = statement_timestamp()")
-            .fetch_one(&mut *self.connection)
-            .await
-            .and_then(|row| row.try_get(0))
-            .map_err(failed)?;
+        let alone: bool =
+            sqlx::raw_sql("select pg_catalog.transaction_timestamp() = pg_catalog.statement_timestamp()")
+                .fetch_one(&mut *self.connection)
+                .await
+                .and_then(|row| row.try_get(0))
+                .map_err(failed)?;
         if !alone {
             return invalid(
                 "the connection is in a transaction, in which nothing would be committed; end it first",
@@ -56,14 +58,14 @@ impl Fence<'_> {
         if standbys == Standbys(0) || cfg!(biplane_mutant = "standbys_are_not_asked") {
             return Ok(());
         }
-        let position: String = sqlx::query_scalar("select pg_current_wal_insert_lsn()::text")
+        let position: String = sqlx::query_scalar("select pg_catalog.pg_current_wal_insert_lsn()::text")
             .fetch_one(&mut *self.connection)
             .await
             .map_err(failed)?;
         loop {
             let there: i64 = sqlx::query_scalar(
-                "select count(*) from pg_stat_replication
-                 where sync_state in ('sync', 'quorum') and flush_lsn >= $1::pg_lsn",
+                "select pg_catalog.count(*) from pg_catalog.pg_stat_replication
+                 where sync_state in ('sync', 'quorum') and flush_lsn >= $1::pg_catalog.pg_lsn",
             )
             .bind(&position)
             .fetch_one(&mut *self.connection)

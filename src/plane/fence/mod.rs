@@ -8,8 +8,8 @@ mod succession;
 
 use std::{fmt, time::Duration};
 
-use sqlx::{Connection, PgConnection, Postgres, Row, postgres::PgArguments, query::Query};
-use tokio::time::Instant;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, postgres::PgArguments, query::Query};
+use tokio::time::{Instant, timeout_at};
 
 pub use self::{
     drain::{DrainOptions, Running},
@@ -21,6 +21,14 @@ use crate::{
     plane::data_schema::failed,
     tenant::{Epoch, TenantId},
 };
+
+/// How much longer than the deadline an answer may take. Those that are under way then come within it, and say who is in
+/// the way, also where much is going on.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// How long opening a tenant again may take, which is one row: more means that nobody answers, and the caller is to hear
+/// that it stays closed.
+const GIVE_BACK: Duration = Duration::from_secs(5);
 
 /// The fence of one data-plane database, seen by whoever moves tenants.
 ///
@@ -37,8 +45,8 @@ use crate::{
 ///   on with its work calls [`Fence::take_over`] first, so that nothing of the mover before acts any more.
 /// - Nothing waits for dumps, maintenance and, in a shared database, for other tenants' transactions.
 ///
-/// The connection is direct, not through a pooler and not in a transaction, and logs in as the owner of the schema `biplane`, or a member of it,
-/// with `pg_read_all_stats` and `pg_signal_backend`.
+/// The connection is direct, not through a pooler and not in a transaction, and logs in as the owner of the schema
+/// `biplane`, or a member of it, with `pg_read_all_stats` and `pg_signal_backend`.
 pub struct Fence<'c> {
     connection: &'c mut PgConnection,
 }
@@ -56,11 +64,17 @@ impl<'c> Fence<'c> {
     /// and others after [`DrainOptions::grace`], because they have entered once for all their statements.
     ///
     /// # Errors
-    /// [`Undrained`](ErrorKind::Undrained) at the deadline, with the process ids in the way; the tenant is then open again,
-    /// unless the error says otherwise: what another mover had fenced, before or meanwhile, stays fenced. [`VersionConflict`](ErrorKind::VersionConflict) when the tenant is not
-    /// here at this epoch. [`InvalidConfiguration`](ErrorKind::InvalidConfiguration) for a server that loses what it has
-    /// committed (`fsync` off). [`MissingPrivilege`](ErrorKind::MissingPrivilege), which names the privilege. When the
-    /// connection is lost the tenant may be fenced: call again.
+    /// After any of them the tenant is open again, unless the error says otherwise: what another mover had fenced, before or
+    /// meanwhile, stays fenced, and so may a tenant whose server cannot be told any more ([`Fence::unfence`] on another
+    /// connection).
+    ///
+    /// [`Undrained`](ErrorKind::Undrained) at the deadline, with the process ids in the way.
+    /// [`VersionConflict`](ErrorKind::VersionConflict) when the tenant is not here at this epoch.
+    /// [`InvalidConfiguration`](ErrorKind::InvalidConfiguration) for a server that loses what it has committed (`fsync` off).
+    /// [`MissingPrivilege`](ErrorKind::MissingPrivilege), which names the privilege.
+    /// [`DatabaseUnavailable`](ErrorKind::DatabaseUnavailable) when the connection is lost or nothing answers.
+    /// [`TransactionConflict`](ErrorKind::TransactionConflict) and [`Database`](ErrorKind::Database) for a statement that the
+    /// database gave up.
     ///
     /// # Cancel safety
     /// Nothing is lost, but the tenant may stay fenced: call this again, or [`Fence::unfence`].
@@ -72,25 +86,25 @@ impl<'c> Fence<'c> {
     ) -> Result<Duration, Error> {
         let began = Instant::now();
         let until = began + options.deadline;
-        let standbys = self.durability().await?;
-        self.privileges().await?;
-        let too_early = match cfg!(biplane_mutant = "the_list_is_made_first") {
-            true => Some(self.running(tenant).await?),
-            false => None,
+        // What the fence answered, from just before its commit is asked for: whatever fails later is taken back.
+        let mut fenced = None;
+        let fencing = async {
+            let standbys = self.durability().await?;
+            self.privileges().await?;
+            let too_early = match cfg!(biplane_mutant = "the_list_is_made_first") {
+                true => Some(self.running(tenant).await?),
+                false => None,
+            };
+            self.close(tenant, epoch, until, &mut fenced).await?;
+            self.until_replicated(standbys, until).await?;
+            self.drain(tenant, too_early, options, until).await
         };
-        let fenced_at = self
-            .commit("select biplane.fence_v1($1, $2)::text", tenant, epoch)
-            .await?;
-        let drained = match self.until_replicated(standbys, until).await {
-            Ok(()) => self.drain(tenant, too_early, options, until).await,
-            Err(lagging) => Err(lagging),
-        };
-        match drained {
+        match answered(until + SILENCE, fencing).await {
             Ok(()) => Ok(began.elapsed()),
-            Err(error) if error.kind() == ErrorKind::Undrained => {
-                Err(self.give_up(tenant, epoch, fenced_at, error).await)
-            }
-            Err(error) => Err(error),
+            Err(error) => Err(match fenced {
+                Some(fenced_at) => self.give_up(tenant, epoch, fenced_at, error).await,
+                None => error,
+            }),
         }
     }
 
@@ -120,6 +134,29 @@ impl<'c> Fence<'c> {
             .map(drop)
     }
 
+    /// Commits "fenced". Waits no longer than until then for whoever has locked the residence.
+    async fn close(
+        &mut self,
+        tenant: TenantId,
+        epoch: Epoch,
+        until: Instant,
+        fenced: &mut Option<Option<String>>,
+    ) -> Result<(), Error> {
+        let change = sqlx::query("select biplane.fence_v1($1, $2)::text")
+            .bind(*tenant.as_uuid())
+            .bind(number(epoch));
+        let patience = match cfg!(biplane_mutant = "locks_are_waited_for_for_ever") {
+            true => None,
+            false => Some(until.saturating_duration_since(Instant::now())),
+        };
+        match self.write(change, patience, fenced).await {
+            Err(sqlx::Error::Database(refused)) if refused.code().as_deref() == Some("55P03") => {
+                Err(self.locked().await?)
+            }
+            written => written.map_err(failed),
+        }
+    }
+
     /// Opens the tenant again, unless the fence is another mover's, who may have returned from it.
     async fn give_up(
         &mut self,
@@ -128,10 +165,12 @@ impl<'c> Fence<'c> {
         fenced_at: Option<String>,
         error: Error,
     ) -> Error {
-        if cfg!(biplane_mutant = "deadlines_leave_it_fenced") {
+        if cfg!(biplane_mutant = "deadlines_leave_it_fenced")
+            || cfg!(biplane_mutant = "only_deadlines_open_it_again") && error.kind() != ErrorKind::Undrained
+        {
             return error;
         }
-        let stays = |why: &str| Error::new(ErrorKind::Undrained).detail(format!("{why}; {error}"));
+        let stays = |why: &str| Error::new(error.kind()).detail(format!("{why}; {error}"));
         if fenced_at.is_none() && !cfg!(biplane_mutant = "deadlines_open_anothers_fence") {
             return stays("it was fenced before, and stays so");
         }
@@ -139,12 +178,19 @@ impl<'c> Fence<'c> {
             .bind(*tenant.as_uuid())
             .bind(number(epoch))
             .bind(fenced_at);
-        match self.commit_query(change).await {
-            Ok(_) => error,
+        let opening = async {
+            let opened = self.write(change, Some(GIVE_BACK / 2), &mut None).await;
+            opened.map_err(failed)
+        };
+        match answered(Instant::now() + GIVE_BACK, opening).await {
+            Ok(()) => error,
             Err(cause) if cause.kind() == ErrorKind::VersionConflict => {
                 stays("somebody else has fenced it meanwhile, and it stays so")
             }
-            Err(cause) => stays("it could not be opened again, and stays fenced").caused_by(cause),
+            Err(cause) => {
+                stays("it could not be opened again and may stay fenced: unfence it on another connection")
+                    .caused_by(cause)
+            }
         }
     }
 
@@ -164,23 +210,48 @@ impl<'c> Fence<'c> {
         &mut self,
         change: Query<'_, Postgres, PgArguments>,
     ) -> Result<Option<String>, Error> {
-        let mut tx = self
-            .connection
-            .begin_with("begin isolation level read committed read write")
-            .await
-            .map_err(failed)?;
-        let answer = change.fetch_one(&mut *tx).await.map_err(failed)?;
-        let answer: Option<String> = answer.try_get(0).map_err(failed)?;
+        let mut answer = None;
+        self.write(change, None, &mut answer).await.map_err(failed)?;
+        Ok(answer.flatten())
+    }
+
+    /// Waits for locks as long as it is told, or else as long as the session does. Before it asks for the commit it gives
+    /// what the change answered, as text.
+    async fn write(
+        &mut self,
+        change: Query<'_, Postgres, PgArguments>,
+        patience: Option<Duration>,
+        answer: &mut Option<Option<String>>,
+    ) -> sqlx::Result<()> {
+        let mut begin = "begin isolation level read committed read write".to_owned();
+        if let Some(patience) = patience {
+            let milliseconds = patience.as_millis().clamp(1, 1 << 30);
+            begin.push_str(&format!("; set local lock_timeout = {milliseconds}"));
+        }
+        let mut tx = self.connection.begin_with(AssertSqlSafe(begin)).await?;
+        let row = change.fetch_one(&mut *tx).await?;
+        let answered: Option<String> = row.try_get(0)?;
         // On this server's disk, whatever the session's default is. A commit that waits for a standby cannot be bounded:
         // the fence asks for those by itself, and of the other changes one that a standby lacks leaves a tenant closed.
         let flushed = match cfg!(biplane_mutant = "fences_are_not_flushed") {
             true => "set local synchronous_commit = off",
             false => "set local synchronous_commit = local",
         };
-        sqlx::query(flushed).execute(&mut *tx).await.map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
-        Ok(answer)
+        sqlx::query(flushed).execute(&mut *tx).await?;
+        *answer = Some(answered);
+        tx.commit().await
     }
+}
+
+/// What comes by then. Nobody waits for ever for a server that says nothing, or behind a network that passes nothing on.
+async fn answered<T>(by: Instant, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    if cfg!(biplane_mutant = "silence_is_waited_for") {
+        return work.await;
+    }
+    timeout_at(by, work).await.unwrap_or_else(|_| {
+        let silent = ErrorKind::DatabaseUnavailable { retry_after: None };
+        Err(Error::new(silent).detail("the database did not answer in time"))
+    })
 }
 
 impl fmt::Debug for Fence<'_> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Fence, Residence, ResidenceState, drain::DrainOptions, number};
+use super::{Fence, Residence, ResidenceState, drain::DrainOptions, number, residence::Known};
 use crate::{
     error::{Error, ErrorKind},
     plane::DataSchema,
@@ -49,7 +49,8 @@ pub enum Finding {
     /// The two agree; the residence was restored, or written for another database. It is confirmed, and open if it was
     /// restored.
     Confirmed,
-    /// The control plane has the tenant elsewhere, or nowhere. It is fenced and drained.
+    /// The control plane has the tenant elsewhere, or nowhere. If it is open it is fenced and drained; a restored one stays
+    /// closed as it is, and sessions that entered before [`DataSchema::stamp`] are not ended.
     Stranger,
     /// The two have another epoch. The rows may be older or newer than the control plane: the residence is fenced, and
     /// somebody decides.
@@ -69,6 +70,9 @@ pub enum Finding {
     /// The control plane has the tenant here, and the database does not know it. Nothing is done: its rows may be missing
     /// too. [`Fence::place`] it once they are here.
     Missing,
+    /// The two agree, but the role of its transactions is not here, or not fit ([`Fence::place`]): roles are a server's, and
+    /// come with no dump. Nothing is done: mend the role and run it again.
+    Role,
     /// A mover has fenced it, at the recorded epoch. It stays so.
     Fenced,
 }
@@ -115,9 +119,10 @@ impl Fence<'_> {
         };
         let mut recorded: BTreeMap<TenantId, &Recorded> =
             records.iter().map(|record| (record.tenant, record)).collect();
-        for (residence, written_for) in &known {
+        for known in &known {
+            let residence = &known.residence;
             let record = recorded.remove(&residence.tenant);
-            match judge(residence, *written_for == database, record) {
+            match judge(known, database, record) {
                 None => report.agree += 1,
                 Some(finding) => {
                     if mode == ReconcileMode::Repair || cfg!(biplane_mutant = "dry_reconciles_write") {
@@ -159,7 +164,8 @@ impl Fence<'_> {
     }
 }
 
-fn judge(residence: &Residence, written_here: bool, record: Option<&Recorded>) -> Option<Finding> {
+fn judge(known: &Known, database: DatabaseId, record: Option<&Recorded>) -> Option<Finding> {
+    let residence = &known.residence;
     let Some(record) = record else {
         return Some(Finding::Stranger);
     };
@@ -175,8 +181,11 @@ fn judge(residence: &Residence, written_here: bool, record: Option<&Recorded>) -
             recorded: record.isolation,
         });
     }
+    if !known.role_fits && !cfg!(biplane_mutant = "unfit_roles_are_confirmed") {
+        return Some(Finding::Role);
+    }
     match residence.state {
-        _ if !written_here => Some(Finding::Confirmed),
+        _ if known.written_for != database => Some(Finding::Confirmed),
         ResidenceState::Restored => Some(Finding::Confirmed),
         ResidenceState::Fenced => Some(Finding::Fenced),
         ResidenceState::Open => None,

@@ -3,7 +3,7 @@
 use super::{Fence, number};
 use crate::{
     error::{Error, ErrorKind},
-    plane::data_schema::failed,
+    plane::{RoleName, data_schema::failed},
     tenant::{DatabaseId, Epoch, Isolation, TenantId},
 };
 
@@ -24,6 +24,11 @@ pub struct Residence {
     pub schema: Option<String>,
     /// What the tenant setting, by default `app.tenant_id`, is set to. Without one, the tenant's id.
     pub row_key: Option<String>,
+    /// The role that its transactions take on, where it shares the database: with one for each tenant, names of other
+    /// tenants' tables lead nowhere even if they are qualified. Without one, statements run as the login's own.
+    ///
+    /// Roles are a server's: a move to another server finds it there, or is refused.
+    pub role: Option<RoleName>,
 }
 
 /// Whether a residence can be entered.
@@ -45,8 +50,19 @@ type Row = (
     String,
     Option<String>,
     Option<String>,
+    Option<String>,
     uuid::Uuid,
+    bool,
 );
+
+/// A residence, and what only a reconciliation asks.
+pub(super) struct Known {
+    pub(super) residence: Residence,
+    /// The database that it was written for.
+    pub(super) written_for: DatabaseId,
+    /// Whether its transactions can take on its role, if it has one.
+    pub(super) role_fits: bool,
+}
 
 impl Residence {
     /// An open residence.
@@ -59,6 +75,7 @@ impl Residence {
             isolation,
             schema: None,
             row_key: None,
+            role: None,
         }
     }
 
@@ -82,6 +99,13 @@ impl Residence {
         self.row_key = Some(key.into());
         self
     }
+
+    /// With transactions that take on this role.
+    #[must_use]
+    pub fn role(mut self, role: RoleName) -> Self {
+        self.role = Some(role);
+        self
+    }
 }
 
 impl ResidenceState {
@@ -98,24 +122,34 @@ impl ResidenceState {
 
 impl Fence<'_> {
     /// Says that a tenant lives here. An epoch only rises, and only of a tenant that is fenced; told the same again, nothing
-    /// changes.
+    /// changes. Any number of tenants may be placed at a time; they wait for each other.
+    ///
+    /// A role must exist, be neither a superuser nor `BYPASSRLS`, be granted to every login or group that may enter, and
+    /// have USAGE on the schema of the residence, if that exists already. What it may do with the tables there is not looked
+    /// at.
     ///
     /// # Errors
     /// [`VersionConflict`](ErrorKind::VersionConflict) when the tenant is here already with other facts, open, or at this
-    /// epoch or a later one; [`InvalidInput`](ErrorKind::InvalidInput) for facts that contradict each other, or another tenant's: a
-    /// schema of its own without a name, a second tenant in a database that belongs to one;
-    /// [`WrongDatabase`](ErrorKind::WrongDatabase) in a copy that was not stamped.
+    /// epoch or a later one; [`InvalidInput`](ErrorKind::InvalidInput) for facts that contradict each other, or another
+    /// tenant's: a schema of its own without a name, a second tenant in a database that belongs to one; and for a role that
+    /// is not fit, with what is missing; [`WrongDatabase`](ErrorKind::WrongDatabase) in a copy that was not stamped;
+    /// [`TransactionConflict`](ErrorKind::TransactionConflict) when a change by hand was in the way: call it again.
     ///
     /// # Cancel safety
     /// Whether it took effect is not known; calling it again does no harm.
     pub async fn place(&mut self, residence: &Residence) -> Result<(), Error> {
-        let change = sqlx::query("select biplane.place_v1($1, $2, $3, $4, $5, $6)::text")
+        let role = match cfg!(biplane_mutant = "roles_are_left_behind") {
+            true => None,
+            false => residence.role.as_ref(),
+        };
+        let change = sqlx::query("select biplane.place_v1($1, $2, $3, $4, $5, $6, $7)::text")
             .bind(*residence.tenant.as_uuid())
             .bind(number(residence.epoch))
             .bind(residence.isolation.as_str())
             .bind(residence.state.as_str())
             .bind(residence.schema.as_deref())
-            .bind(residence.row_key.as_deref());
+            .bind(residence.row_key.as_deref())
+            .bind(role.map(RoleName::as_str));
         self.commit_query(change).await.map(drop)
     }
 
@@ -128,13 +162,13 @@ impl Fence<'_> {
     /// Safe: reads only.
     pub async fn residences(&mut self) -> Result<Vec<Residence>, Error> {
         let known = self.known().await?;
-        Ok(known.into_iter().map(|(residence, _)| residence).collect())
+        Ok(known.into_iter().map(|known| known.residence).collect())
     }
 
-    /// Each residence with the database that it was written for.
-    pub(super) async fn known(&mut self) -> Result<Vec<(Residence, DatabaseId)>, Error> {
+    pub(super) async fn known(&mut self) -> Result<Vec<Known>, Error> {
         let rows: Vec<Row> = sqlx::query_as(
-            "select tenant_id, epoch, state, isolation, schema_name::text, row_key, database_id
+            "select tenant_id, epoch, state, isolation, schema_name::text, row_key, role_name::text, database_id,
+                 biplane.role_gap_v1(role_name, schema_name) is null
              from biplane.residence order by tenant_id",
         )
         .fetch_all(&mut *self.connection)
@@ -144,8 +178,8 @@ impl Fence<'_> {
     }
 }
 
-fn read(row: Row) -> Result<(Residence, DatabaseId), Error> {
-    let (tenant, epoch, state, isolation, schema, row_key, database) = row;
+fn read(row: Row) -> Result<Known, Error> {
+    let (tenant, epoch, state, isolation, schema, row_key, role, database, role_fits) = row;
     let unknown = || {
         Error::new(ErrorKind::SchemaMismatch)
             .detail("a residence is in a state that this version does not know")
@@ -162,6 +196,14 @@ fn read(row: Row) -> Result<(Residence, DatabaseId), Error> {
         isolation: isolation.parse().map_err(|_| unknown())?,
         schema,
         row_key,
+        role: role
+            .map(|role| RoleName::parse(&role))
+            .transpose()
+            .map_err(|_| unknown())?,
     };
-    Ok((residence, DatabaseId::from_uuid(database)))
+    Ok(Known {
+        residence,
+        written_for: DatabaseId::from_uuid(database),
+        role_fits,
+    })
 }

@@ -127,7 +127,26 @@ language sql stable as $function$
             or not member.rolsuper and pg_catalog.pg_has_role(member.oid, team.oid, 'MEMBER'))
 $function$;
 
+-- The timeouts of a login that was not named itself and belongs to groups that were: of each kind the shortest. Null if it
+-- belongs to none, and then it may not enter.
+create function biplane.team_v1(login name) returns jsonb
+language sql stable as $function$
+    select case when pg_catalog.count(*) operator(pg_catalog.>) 0 then
+        pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
+            'statement_timeout',
+            pg_catalog.min(nullif((allowed.timeouts operator(pg_catalog.->>) 'statement_timeout')::integer, 0)),
+            'lock_timeout',
+            pg_catalog.min(nullif((allowed.timeouts operator(pg_catalog.->>) 'lock_timeout')::integer, 0)),
+            'idle_timeout',
+            pg_catalog.min(nullif((allowed.timeouts operator(pg_catalog.->>) 'idle_timeout')::integer, 0)))) end
+    from biplane.database as here
+    cross join pg_catalog.jsonb_each(here.run_time_roles) as allowed (role_name, timeouts)
+    join pg_catalog.pg_roles as team on team.rolname operator(pg_catalog.=) allowed.role_name::pg_catalog.name
+    join pg_catalog.pg_roles as member on member.rolname operator(pg_catalog.=) login
+    where not member.rolsuper and pg_catalog.pg_has_role(member.oid, team.oid, 'MEMBER')
+$function$;
+
 revoke all on biplane.database from public;
 revoke all on function biplane.directory_v1(), biplane.timeline_v1(), biplane.stamped_here_v1(), biplane.database_v1(),
     biplane.stamp_v1(uuid), biplane.keep_stamp(), biplane.allow_v1(name, integer, integer, integer),
-    biplane.disallow_v1(name), biplane.may_enter_v1(name) from public;
+    biplane.disallow_v1(name), biplane.may_enter_v1(name), biplane.team_v1(name) from public;

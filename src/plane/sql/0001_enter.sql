@@ -30,10 +30,15 @@ begin
         perform pg_catalog.set_config('biplane.stamp_seen', home.stamped_in, false);
     end if;
 
+    -- Not one that was named: it enters with a group, and with the timeouts of that.
+    if home.role is null then
+        home.role := biplane.team_v1(session_user);
+    end if;
+
     if home.database_here operator(pg_catalog.<>) database then
         raise exception using errcode = 'BP003', message = 'this is not the database that the control plane means',
             hint = 'Correct the data source, or stamp the database.';
-    elsif home.role is null and not biplane.may_enter_v1(session_user) then
+    elsif home.role is null then
         raise exception using errcode = 'insufficient_privilege',
             message = 'this login is not one that may enter',
             hint = 'Install again with it, or with a group that it belongs to, among the run-time roles.';

@@ -11,6 +11,8 @@ declare
     fenced_at timestamptz := pg_catalog.clock_timestamp();
 begin
     perform biplane.commit_durably_v1();
+    -- Before the row's, in the order in which biplane.place_v1 takes them.
+    lock table biplane.residence in row exclusive mode;
     select residence.state into before
     from biplane.residence as residence
     where residence.tenant_id operator(pg_catalog.=) fence_v1.tenant
@@ -44,11 +46,16 @@ end
 $function$;
 
 -- What a restored or copied database says of a tenant is right: the control plane has it here, at this epoch, isolated this
--- way. Says whether it was.
+-- way. Says whether it was. Raises BP007 when its role is not fit: roles are the server's, and come with no dump.
 create function biplane.confirm_v1(tenant uuid, epoch bigint, isolation text) returns boolean
 language plpgsql as $function$
 begin
     perform biplane.commit_durably_v1();
+    perform biplane.check_role_v1(residence.role_name, residence.schema_name)
+    from biplane.residence as residence
+    where residence.tenant_id operator(pg_catalog.=) confirm_v1.tenant
+        and residence.epoch operator(pg_catalog.=) confirm_v1.epoch
+        and residence.isolation operator(pg_catalog.=) confirm_v1.isolation;
     update biplane.residence as residence
     set state = case residence.state when 'restored' then 'open' else residence.state end,
         database_id = biplane.database_v1(), changed_at = pg_catalog.clock_timestamp()
@@ -59,26 +66,72 @@ begin
 end
 $function$;
 
+-- Why a tenant's transactions cannot take on this role, or would reach further with it than its own rows. Null: they can,
+-- and would not. A schema that is not there yet is not looked at.
+create function biplane.role_gap_v1(role_name name, schema_name name) returns text
+language sql stable as $function$
+    select case
+        when team.oid is null then
+            pg_catalog.format('the role %I does not exist on this server; create it', role_gap_v1.role_name)
+        when team.rolsuper or team.rolbypassrls then
+            pg_catalog.format('the role %I is a superuser or has BYPASSRLS; take another', role_gap_v1.role_name)
+        when outsider.name is not null then
+            pg_catalog.format('%I may enter and is not a member of the role %I; grant it that role',
+                outsider.name, role_gap_v1.role_name)
+        when not pg_catalog.has_schema_privilege(team.oid, own.oid, 'USAGE') then
+            pg_catalog.format('the role %I has no USAGE on the schema %I; grant it', role_gap_v1.role_name,
+                role_gap_v1.schema_name)
+    end
+    from (values (role_gap_v1.role_name)) as asked (role_name)
+    left join pg_catalog.pg_roles as team on team.rolname operator(pg_catalog.=) asked.role_name
+    left join pg_catalog.pg_namespace as own on own.nspname operator(pg_catalog.=) role_gap_v1.schema_name
+    cross join lateral (
+        select pg_catalog.min(login.rolname::pg_catalog.text) as name
+        from biplane.database as here
+        cross join pg_catalog.jsonb_object_keys(here.run_time_roles) as allowed (role_name)
+        join pg_catalog.pg_roles as login on login.rolname operator(pg_catalog.=) allowed.role_name::pg_catalog.name
+        where not pg_catalog.pg_has_role(login.oid, team.oid, 'MEMBER')
+    ) as outsider
+    where asked.role_name is not null
+$function$;
+
+-- Raises BP007 with that reason.
+create function biplane.check_role_v1(role_name name, schema_name name) returns void
+language plpgsql as $function$
+declare
+    gap pg_catalog.text := biplane.role_gap_v1(role_name, schema_name);
+begin
+    if gap is not null then
+        raise exception using errcode = 'BP007', message = gap;
+    end if;
+end
+$function$;
+
 -- The tenant lives here from now on, at this epoch: open to be entered, or fenced until its rows are here. An epoch only
 -- rises, and not under those who have entered; the same one again must be told the same.
 create function biplane.place_v1(
-    tenant uuid, epoch bigint, isolation text, state text, schema_name name default null, row_key text default null
+    tenant uuid, epoch bigint, isolation text, state text, schema_name name default null, row_key text default null,
+    role_name name default null
 ) returns void
 language plpgsql as $function$
 begin
     perform biplane.commit_durably_v1();
-    insert into biplane.residence as home (tenant_id, epoch, state, isolation, schema_name, row_key, database_id)
-    values (tenant, epoch, state, isolation, schema_name, row_key, biplane.database_v1())
+    -- What the trigger needs, taken before any weaker lock: two that have a weaker one each would wait for each other.
+    lock table biplane.residence in share row exclusive mode;
+    insert into biplane.residence as home (
+        tenant_id, epoch, state, isolation, schema_name, row_key, role_name, database_id)
+    values (tenant, epoch, state, isolation, schema_name, row_key, role_name, biplane.database_v1())
     on conflict (tenant_id) do update set epoch = excluded.epoch, state = excluded.state,
         isolation = excluded.isolation, schema_name = excluded.schema_name, row_key = excluded.row_key,
-        database_id = excluded.database_id, changed_at = excluded.changed_at
+        role_name = excluded.role_name, database_id = excluded.database_id, changed_at = excluded.changed_at
     where home.epoch operator(pg_catalog.<) excluded.epoch and home.state operator(pg_catalog.<>) 'open'
-        or row (home.epoch, home.state, home.isolation, home.schema_name, home.row_key, home.database_id)
+        or row (home.epoch, home.state, home.isolation, home.schema_name, home.row_key, home.role_name, home.database_id)
             is not distinct from row (excluded.epoch, excluded.state, excluded.isolation,
-                excluded.schema_name, excluded.row_key, excluded.database_id);
+                excluded.schema_name, excluded.row_key, excluded.role_name, excluded.database_id);
     if not found then
         raise exception using errcode = 'BP001', message = 'the tenant is here already, open, or at this epoch or a later one';
     end if;
+    perform biplane.check_role_v1(role_name, schema_name);
 end
 $function$;
 
@@ -161,5 +214,6 @@ language sql volatile as $function$
 $function$;
 
 revoke all on function biplane.fence_v1(uuid, bigint), biplane.unfence_v1(uuid, bigint, timestamptz),
-    biplane.confirm_v1(uuid, bigint, text), biplane.place_v1(uuid, bigint, text, text, name, text),
+    biplane.confirm_v1(uuid, bigint, text), biplane.place_v1(uuid, bigint, text, text, name, text, name),
+    biplane.role_gap_v1(name, name), biplane.check_role_v1(name, name),
     biplane.leave_v1(uuid, bigint), biplane.commit_durably_v1(), biplane.running_v1(uuid) from public;

@@ -14,7 +14,8 @@ create table biplane.residence (
     -- What the rows carry. None: the tenant's id.
     row_key text constraint residence_row_key check (row_key <> ''),
     -- The role that its transactions take on, where it shares the database. None: the login's own.
-    role_name name constraint residence_role_name check (role_name not in ('', 'none')),
+    role_name name constraint residence_role_name check (
+        role_name not in ('', 'none', 'public') and role_name !~ '^pg_'),
     -- The database this was written for.
     database_id uuid not null,
     changed_at timestamptz not null default pg_catalog.clock_timestamp(),
@@ -23,6 +24,7 @@ create table biplane.residence (
 );
 create unique index residence_one_database on biplane.residence (isolation) where isolation = 'database';
 create unique index residence_schema_name_key on biplane.residence (schema_name) where isolation = 'schema';
+create unique index residence_role_name_key on biplane.residence (role_name) where isolation = 'schema';
 create unique index residence_row_key_key on biplane.residence (coalesce(row_key, tenant_id::text))
     where isolation = 'row';
 
@@ -30,7 +32,8 @@ create unique index residence_row_key_key on biplane.residence (coalesce(row_key
 create function biplane.check_alone() returns trigger
 language plpgsql as $function$
 begin
-    -- Writers of this table wait for each other, so that two cannot overlook one another.
+    -- Writers of this table wait for each other, so that two cannot overlook one another. biplane.place_v1 has this lock
+    -- already; whoever writes rows by hand in parallel begins with it, too, or meets deadlocks.
     lock table biplane.residence in share row exclusive mode;
     if exists (
         select from biplane.residence as other

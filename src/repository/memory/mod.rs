@@ -136,6 +136,10 @@ impl TenantRepository for MemoryControl {
         Ok(self.with(|state| state.source_named(name)))
     }
 
+    async fn unfenced_sources(&self) -> Result<Option<u64>, Error> {
+        Ok(Some(self.with(|state| state.unfenced_sources())))
+    }
+
     fn change_source(&self) -> Option<ChangeSource> {
         Some(ChangeSource::pushed(self.clone(), self.clone()))
     }

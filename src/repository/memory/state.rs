@@ -1,7 +1,7 @@
 //! What a control plane in memory holds, and the rules that its tables, constraints and triggers would enforce.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     hash::Hash,
     num::NonZeroU32,
     ops::Bound,
@@ -230,6 +230,19 @@ impl State {
         sources
             .find(|source| &*source.name == name || source.id.to_string() == name)
             .map(|source| DataSource::clone(source))
+    }
+
+    pub(super) fn unfenced_sources(&self) -> u64 {
+        let open = self.tenants.values().map(|row| &row.tenant);
+        let open = open.filter(|tenant| tenant.status != TenantStatus::Deleted);
+        let used: BTreeSet<DataSourceId> = open.map(|tenant| tenant.placement.source).collect();
+        let unfenced = used
+            .iter()
+            .filter_map(|id| self.sources.get(id))
+            .filter(|source| {
+                source.record.database_id.is_none() && source.record.location != Location::Memory
+            });
+        unfenced.count() as u64
     }
 
     pub(super) fn create_source(&mut self, by: &Actor, new: NewSource) -> Result<DataSource, Error> {

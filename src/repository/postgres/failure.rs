@@ -5,6 +5,7 @@
 
 use crate::{
     error::{Error, ErrorKind},
+    plane::sqlstate,
     repository::rules,
 };
 
@@ -69,6 +70,9 @@ fn sort(code: &str, constraint: Option<&str>) -> Option<Error> {
         Some(constraint) => Error::new(kind).detail(format!("rule {constraint}")),
         None => Error::new(kind).detail(format!("SQLSTATE {code}")),
     };
+    if let Some(common) = sqlstate::of_schema("biplane_control", code, constraint) {
+        return Some(common);
+    }
     Some(match code {
         "BC006" => rules::exclusive(),
         "BC008" => rules::next_without_current(),
@@ -81,23 +85,17 @@ fn sort(code: &str, constraint: Option<&str>) -> Option<Error> {
         "23514" | "23502" | "BC002" => named(ErrorKind::InvalidInput),
         // Another transaction was in the way, and this one did not happen.
         "40001" | "40P01" => named(ErrorKind::VersionConflict),
-        "42501" => Error::new(ErrorKind::MissingPrivilege).detail(match constraint {
-            Some("create_on_database") => "CREATE on the database",
-            Some("owner_of_schema") => "ownership of the schema biplane_control",
-            _ => "what the schema biplane_control grants to routers or, for writing, to admins",
-        }),
-        "42704" => Error::new(ErrorKind::InvalidInput).detail("a role that is to be granted something does not exist"),
-        "42P01" | "42703" | "42883" | "3F000" => Error::new(ErrorKind::SchemaMismatch).detail(format!(
-            "the schema biplane_control is not installed in this database, or not in this version (SQLSTATE {code})"
-        )),
-        "42P07" | "42723" | "42710" => Error::new(ErrorKind::SchemaMismatch)
-            .detail("something else has a name that the schema biplane_control needs"),
-        "2BP01" => Error::new(ErrorKind::SchemaMismatch)
-            .detail("something else depends on the schema biplane_control; remove that first"),
+        "42501" => Error::new(ErrorKind::MissingPrivilege)
+            .detail("what the schema biplane_control grants to routers or, for writing, to admins"),
         "25006" => Error::new(ErrorKind::ControlPlaneUnavailable)
             .detail("the server takes no writes; it may be a standby"),
         "3D000" | "57014" | "55P03" => return None,
-        code if ["08", "28", "53", "57P"].iter().any(|class| code.starts_with(class)) => return None,
+        code if ["08", "28", "53", "57P"]
+            .iter()
+            .any(|class| code.starts_with(class)) =>
+        {
+            return None;
+        }
         code if code.starts_with("22") => named(ErrorKind::InvalidInput),
         _ => Error::new(ErrorKind::Database).detail(format!("SQLSTATE {code}")),
     })

@@ -42,6 +42,15 @@ const SOURCE: &str = concat!(
     "where source.name = $1 or source.id = $2"
 );
 const HIDDEN: &str = concat!("select ", include_str!("sql/hidden.sql"));
+/// Not known where rows are hidden from this role.
+const UNFENCED: &str = "
+    select case when not pg_catalog.row_security_active('biplane_control.data_source'::regclass)
+            and not pg_catalog.row_security_active('biplane_control.tenant'::regclass)
+        then pg_catalog.count(*) end
+    from biplane_control.data_source as source
+    where source.database_id is null and source.location <> 'memory' and exists (
+        select from biplane_control.tenant as tenant
+        where tenant.data_source_id = source.id and tenant.status <> 'deleted')";
 const CHANGES: &str = "
     select meta.incarnation, meta.pruned_through, meta.released_through, meta.frozen,
         greatest((select max(newest.seq) from biplane_control.change as newest), meta.pruned_through) as head,
@@ -127,7 +136,6 @@ impl TenantRepository for PgTenants {
         Ok(Page::new(items, next))
     }
 
-    /// The change log, with push unless the control plane is declared to be behind a transaction pooler.
     async fn find_source(&self, name: &str) -> Result<Option<DataSource>, Error> {
         if name.contains('\0') {
             return Ok(None);
@@ -151,6 +159,15 @@ impl TenantRepository for PgTenants {
         }
     }
 
+    async fn unfenced_sources(&self) -> Result<Option<u64>, Error> {
+        let number: Option<i64> = sqlx::query_scalar(UNFENCED)
+            .fetch_one(&self.control)
+            .await
+            .map_err(not_read)?;
+        Ok(number.map(i64::unsigned_abs))
+    }
+
+    /// The change log, with push unless the control plane is declared to be behind a transaction pooler.
     fn change_source(&self) -> Option<ChangeSource> {
         Some(match self.control.may_listen() {
             true => ChangeSource::pushed(self.clone(), self.clone()),

@@ -152,6 +152,7 @@ impl<H: Clone + Send + Sync + 'static> Follower<H> {
             feed.reached(head);
             feed.acts();
             tracing::info!(seq = head.seq.value(), "follows the changes of the control plane");
+            core.tell_unfenced(&Handle::current());
             return Ok(None);
         };
         let mut found = None;
