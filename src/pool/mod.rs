@@ -24,12 +24,12 @@ mod scheduler;
 mod session;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     num::NonZeroU32,
     sync::{
-        Arc, Mutex, MutexGuard, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, OnceLock, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -47,7 +47,7 @@ pub use self::{
 };
 
 pub(crate) use self::{
-    attempt::Renewal,
+    attempt::{Renewal, Upkeep},
     breaker::Guard,
     connection::Checkout,
     dial::{Dial, Successor, check_environment, check_server},
@@ -122,23 +122,30 @@ struct StackInner {
     /// Its connections, by what they were made with.
     alive: Arc<Alive>,
     target: Mutex<Target>,
+    /// How to find out whether that is out of date, if it can be.
+    renewal: Option<Arc<dyn Renewal>>,
     shared: Arc<Shared>,
+}
+
+/// A stack as its pool knows it.
+struct Listed {
+    stack: Weak<StackInner>,
+    alive: Arc<Alive>,
 }
 
 /// Where a stack's connections lead, for now.
 struct Target {
     dial: Arc<Dial>,
     generation: Generation,
-    /// How the last caller that waited would find out whether this is out of date.
-    renewal: Option<Arc<dyn Renewal>>,
 }
 
-/// What is locked here is locked for moments, and never two at a time.
+/// What is locked here is locked for moments, and never two at a time, but for the count of a stack's connections, under
+/// which nothing else is.
 struct Shared {
     options: PoolOptions,
     breakers: Breakers,
     scheduler: Mutex<Scheduler<Physical, Caller>>,
-    stacks: Mutex<HashMap<StackId, Weak<StackInner>>>,
+    stacks: Mutex<HashMap<StackId, Listed>>,
     /// The connections that are lent, by number of checkout.
     lent: Mutex<HashMap<u64, Lent>>,
     reserved: Semaphore,
@@ -147,8 +154,9 @@ struct Shared {
     /// When the log was last told that a server is full.
     told_crowded: Mutex<Option<Instant>>,
     counters: Counters,
-    /// Whether somebody finds out just now which stacks are out of date.
-    following: AtomicBool,
+    /// Stacks whose login is being renewed before it expires.
+    renewing: Mutex<HashSet<StackId>>,
+    upkeep: OnceLock<Weak<dyn Upkeep>>,
 }
 
 /// Where tasks run: the runtime of the first caller, and of a later one if that runtime has ended, which its reaper
@@ -200,7 +208,8 @@ impl Pool {
             released: Notify::new(),
             told_crowded: Mutex::default(),
             counters: Counters::default(),
-            following: AtomicBool::new(false),
+            renewing: Mutex::default(),
+            upkeep: OnceLock::new(),
             options,
         })))
     }
@@ -281,8 +290,30 @@ impl Pool {
         }
     }
 
+    /// Has its stacks looked after by whoever makes them, once a second while there is a runtime.
+    pub(crate) fn be_looked_after(&self, upkeep: Weak<dyn Upkeep>) {
+        // A pool has one owner.
+        let _ = self.0.upkeep.set(upkeep);
+    }
+
+    /// Runs a task where the pool's run.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.spawn(task);
+    }
+
+    /// For how long connections rest that nobody wants.
+    pub(crate) fn idle_timeout(&self) -> Duration {
+        self.0.options.idle_timeout
+    }
+
     /// A new stack of at most `max` connections, of which `keep` rest for as long as they like.
-    pub(crate) fn stack(&self, dial: Dial, max: NonZeroU32, keep: u32) -> Result<Stack, Error> {
+    pub(crate) fn stack(
+        &self,
+        dial: Dial,
+        max: NonZeroU32,
+        keep: u32,
+        renewal: Option<Arc<dyn Renewal>>,
+    ) -> Result<Stack, Error> {
         check_server(&dial.server)?;
         let keep = usize::try_from(keep).unwrap_or(usize::MAX);
         let id = self.0.scheduler().add_stack(max.get(), keep);
@@ -293,25 +324,25 @@ impl Pool {
             target: Mutex::new(Target {
                 dial: Arc::new(dial),
                 generation: Generation::default(),
-                renewal: None,
             }),
+            renewal,
             shared: Arc::clone(&self.0),
         });
-        locked(&self.0.stacks).insert(id, Arc::downgrade(&stack));
+        let listed = Listed {
+            stack: Arc::downgrade(&stack),
+            alive: Arc::clone(&stack.alive),
+        };
+        locked(&self.0.stacks).insert(id, listed);
         Ok(Stack(stack))
     }
 }
 
 impl Stack {
-    /// Borrows a connection, opening one if none rests and the caps allow it. A caller that has to wait leaves word how
-    /// to find out whether the stack is out of date.
+    /// Borrows a connection, opening one if none rests and the caps allow it.
     ///
     /// # Cancel safety
     /// Safe: a caller that leaves gives up its place, and what was opened for it rests for the next one.
-    pub(crate) async fn checkout(
-        &self,
-        renewal: impl Fn() -> Option<Arc<dyn Renewal>>,
-    ) -> Result<Checkout, Error> {
+    pub(crate) async fn checkout(&self) -> Result<Checkout, Error> {
         let shared = &self.0.shared;
         shared.counters.checkouts.fetch_add(1, Relaxed);
         let mut deadline = None;
@@ -322,7 +353,7 @@ impl Stack {
                 None => {
                     let deadline =
                         deadline.get_or_insert_with(|| later(Instant::now(), shared.options.wait_timeout));
-                    self.wait(*deadline, &renewal).await?
+                    self.wait(*deadline).await?
                 }
             };
             if checkout.is_fit().await {
@@ -336,22 +367,21 @@ impl Stack {
     /// cap holds all the while, and callers that wait go on waiting.
     pub(crate) fn renew(&self, dial: Dial, max: NonZeroU32, keep: u32) -> Result<(), Error> {
         check_server(&dial.server)?;
-        let generation = {
+        let (old, new, generation) = {
             let mut target = locked(&self.0.target);
-            if cfg!(biplane_mutant = "breaker_forgets_with_the_pool")
-                && let Some(guard) = &target.dial.guard
-            {
-                self.0.shared.breakers.forget(guard);
-            }
             let old = self.replace(&mut target, dial);
-            if let (Some(old), Some(new)) = (&old.guard, &target.dial.guard)
-                && old.login() != new.login()
-            {
-                self.0.shared.breakers.retire(old.login());
-            }
             target.generation = target.generation.next();
-            target.generation
+            (old, Arc::clone(&target.dial), target.generation)
         };
+        let breakers = &self.0.shared.breakers;
+        if let (Some(old), Some(new)) = (&old.guard, &new.guard) {
+            if cfg!(biplane_mutant = "breaker_forgets_with_the_pool") {
+                breakers.forget(old);
+            }
+            if old.login() != new.login() {
+                breakers.retire(old.login());
+            }
+        }
         self.0.alive.begin(generation);
         let keep = usize::try_from(keep).unwrap_or(usize::MAX);
         self.0.shared.act(|scheduler, actions| {
@@ -373,18 +403,20 @@ impl Stack {
         std::mem::replace(&mut target.dial, dial)
     }
 
-    async fn wait(
-        &self,
-        deadline: Instant,
-        renewal: &impl Fn() -> Option<Arc<dyn Renewal>>,
-    ) -> Result<Checkout, Error> {
+    /// Whether anything of it is connected or being connected, or somebody else has a handle on it.
+    pub(crate) fn is_in_use(&self) -> bool {
+        !self.0.alive.is_empty() || Arc::strong_count(&self.0) > 1
+    }
+
+    /// Closes what rests.
+    pub(crate) fn put_away(&self) {
+        self.0.shared.purge(self.0.id);
+    }
+
+    async fn wait(&self, deadline: Instant) -> Result<Checkout, Error> {
         let shared = &self.0.shared;
         let id = self.0.id;
-        let dial = {
-            let mut target = locked(&self.0.target);
-            target.renewal = renewal();
-            Arc::clone(&target.dial)
-        };
+        let dial = Arc::clone(&locked(&self.0.target).dial);
         let looked = shared.look(&dial);
         if let Admission::Refused(time) = looked
             && !cfg!(biplane_mutant = "refused_callers_wait")
@@ -432,7 +464,7 @@ impl Stack {
         }
         if answered.is_err()
             && cfg!(biplane_mutant = "waiting_in_vain_asks_for_routes")
-            && let Some(renewal) = renewal()
+            && let Some(renewal) = &self.0.renewal
         {
             renewal.renew().await;
         }
@@ -550,7 +582,7 @@ impl Shared {
     }
 
     fn stack(&self, id: StackId) -> Option<Stack> {
-        locked(&self.stacks).get(&id)?.upgrade().map(Stack)
+        locked(&self.stacks).get(&id)?.stack.upgrade().map(Stack)
     }
 
     /// Runs a task at home. Without a runtime the process is ending; what the task owns is then dropped, and the socket
