@@ -21,48 +21,50 @@ const BEGIN: &str = include_str!("sql/begin.sql");
 const UNINSTALL: &str = include_str!("sql/uninstall.sql");
 
 /// Deliberately wrong variants of the schema: what stands there, and what a mutant has instead.
-const MUTANTS: [(bool, &str, &str); 8] = [
-    (
-        cfg!(biplane_mutant = "everybody_is_waited_for"),
-        "and biplane.may_enter_v1(activity.usename)",
-        "",
-    ),
-    (
-        cfg!(biplane_mutant = "neighbours_are_waited_for"),
-        "(residence.alone or marked.ours is not false)",
-        "true",
-    ),
-    (
-        cfg!(biplane_mutant = "the_unmarked_are_not_waited_for"),
-        "marked.ours is not false",
-        "marked.ours is true",
-    ),
-    (
-        cfg!(biplane_mutant = "copies_are_believed"),
-        "biplane.stamped_here_v1() is not true",
-        "false",
-    ),
-    (
-        cfg!(biplane_mutant = "copies_are_open_when_stamped"),
-        "set state = 'restored'",
-        "set state = state",
-    ),
-    (
-        cfg!(biplane_mutant = "any_epoch_enters"),
-        "or home.epoch operator(pg_catalog.<>) epoch",
-        "",
-    ),
-    (
-        cfg!(biplane_mutant = "a_second_tenant_enters"),
-        "entered operator(pg_catalog.<>) tenant_text",
-        "false",
-    ),
-    (
-        cfg!(biplane_mutant = "any_login_enters"),
-        "home.role is null and not biplane.may_enter_v1(session_user)",
-        "false",
-    ),
-];
+fn mutants() -> [(bool, &'static str, &'static str); 8] {
+    [
+        (
+            cfg!(biplane_mutant = "everybody_is_waited_for"),
+            "and biplane.may_enter_v1(activity.usename)",
+            "",
+        ),
+        (
+            cfg!(biplane_mutant = "neighbours_are_waited_for"),
+            "(residence.alone or marked.ours is not false)",
+            "true",
+        ),
+        (
+            cfg!(biplane_mutant = "the_unmarked_are_not_waited_for"),
+            "marked.ours is not false",
+            "marked.ours is true",
+        ),
+        (
+            cfg!(biplane_mutant = "copies_are_believed"),
+            "biplane.stamped_here_v1() is not true",
+            "false",
+        ),
+        (
+            cfg!(biplane_mutant = "copies_are_open_when_stamped"),
+            "set state = 'restored'",
+            "set state = state",
+        ),
+        (
+            cfg!(biplane_mutant = "any_epoch_enters"),
+            "or home.epoch operator(pg_catalog.<>) epoch",
+            "",
+        ),
+        (
+            cfg!(biplane_mutant = "a_second_tenant_enters"),
+            "entered operator(pg_catalog.<>) tenant_text",
+            "false",
+        ),
+        (
+            cfg!(biplane_mutant = "any_login_enters"),
+            "home.role is null and not biplane.may_enter_v1(session_user)",
+            "false",
+        ),
+    ]
+}
 
 /// One at a time per database: "bp_data" and a version.
 const LOCK: i64 = i64::from_be_bytes(*b"bp_data\x01");
@@ -254,7 +256,7 @@ fn body(database: DatabaseId, readers: &[RoleName]) -> String {
          hint = 'Stamp it if it is meant to be this one from now on.';\n    \
          end if;\nend\n$biplane_install$;\n"
     ));
-    for (on, right, wrong) in MUTANTS {
+    for (on, right, wrong) in mutants() {
         if on {
             sql = sql.replace(right, wrong);
         }
