@@ -224,7 +224,11 @@ impl Route {
             Origin::Overridden { saying, .. } | Origin::Given { saying } => saying,
         };
         Precedence {
-            saying: if cfg!(biplane_mutant = "older_files_lead") { 0 } else { saying },
+            saying: if cfg!(biplane_mutant = "older_files_lead") {
+                0
+            } else {
+                saying
+            },
             life: self.life(),
             version: self.source().version,
         }

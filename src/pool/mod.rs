@@ -365,7 +365,16 @@ impl Stack {
 
     /// Leads somewhere else from now on, or with another login: what was opened before is closed as it comes back. The
     /// cap holds all the while, and callers that wait go on waiting.
-    pub(crate) fn renew(&self, dial: Dial, max: NonZeroU32, keep: u32) -> Result<(), Error> {
+    ///
+    /// `is_other_login` says that the login is another one though its version may be the same: what is known against the
+    /// old one does not count.
+    pub(crate) fn renew(
+        &self,
+        dial: Dial,
+        max: NonZeroU32,
+        keep: u32,
+        is_other_login: bool,
+    ) -> Result<(), Error> {
         check_server(&dial.server)?;
         let (old, new, generation) = {
             let mut target = locked(&self.0.target);
@@ -378,7 +387,7 @@ impl Stack {
             if cfg!(biplane_mutant = "breaker_forgets_with_the_pool") {
                 breakers.forget(old);
             }
-            if old.login() != new.login() {
+            if old.login() != new.login() || is_other_login {
                 breakers.retire(old.login());
             }
         }

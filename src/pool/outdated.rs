@@ -208,10 +208,7 @@ impl Renewing {
             return None;
         }
         let shared = || Arc::clone(shared);
-        renewing.insert(id).then(|| Self {
-            shared: shared(),
-            id,
-        })
+        renewing.insert(id).then(|| Self { shared: shared(), id })
     }
 }
 

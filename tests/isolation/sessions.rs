@@ -9,7 +9,7 @@ use biplane::{
 use sqlx::{Executor, Row};
 
 use crate::{
-    data_plane::{World, backend, options},
+    data_plane::{World, backend, give_up_after, options},
     homes::{Home, Own, Resident, add, code, count, handle, kind, unaware, world},
 };
 
@@ -290,4 +290,42 @@ async fn a_session_that_a_tenant_has_spoilt_for_itself_is_not_kept() {
             tx.commit().await.unwrap();
         }
     }
+}
+
+/// A tenant who has moved away, whose old route leads one router to where another tenant lives now, and that one. Both
+/// through one connection, which has entered as the second.
+async fn stale_and_at_home() -> (World<'static>, Resident, [TenantDb; 2]) {
+    let (world, home, _, biplane, stale) = crate::homes::one(Isolation::Database).await;
+    let leave = "delete from biplane.residence";
+    world.cluster.sql(&home.database, leave).await.unwrap();
+    let resident = home.resident(&world, Isolation::Database).await;
+    let db = handle(&biplane, &resident).await;
+    assert_eq!(leftovers(&db, &resident).await, "");
+    (world, resident, [stale, db])
+}
+
+#[tokio::test]
+async fn a_session_is_entered_again_after_another_tenant_was_refused_in_it() {
+    let (_world, resident, [stale, db]) = stale_and_at_home().await;
+    let session = backend(&db).await;
+    assert_eq!(kind(&stale.begin().await.unwrap_err()), ErrorKind::StaleRoute);
+    assert_eq!(leftovers(&db, &resident).await, "");
+    assert_eq!(
+        kind(&stale.execute("select 1").await.unwrap_err()),
+        ErrorKind::StaleRoute
+    );
+    assert_eq!(leftovers(&db, &resident).await, "");
+    assert_eq!(backend(&db).await, session, "the same, or nothing was shown");
+}
+
+/// Whoever gives up does so before, while or after the server does what it was asked.
+#[tokio::test]
+async fn a_session_is_entered_again_after_another_tenant_gave_up_entering() {
+    let (_world, resident, [stale, db]) = stale_and_at_home().await;
+    let mut given_up = 0;
+    for polls in 1..=8 {
+        given_up += usize::from(give_up_after(polls, stale.begin()).await.is_none());
+        assert_eq!(leftovers(&db, &resident).await, "", "after {polls} polls");
+    }
+    assert!(given_up > 1, "nobody gave up");
 }

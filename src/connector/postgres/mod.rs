@@ -25,9 +25,7 @@ use crate::{
     repository::{CredentialSource, Login},
     secret::Credential,
     settings::Settings,
-    tenant::{
-        Access, CredentialVersion, DataSource, Location, PoolSettings, Role, Server, Tenant, TenantId,
-    },
+    tenant::{Access, CredentialVersion, DataSource, Location, PoolSettings, Role, Server, Tenant, TenantId},
 };
 
 /// How often a checkout starts over because the route changed while it waited for a connection. More means that the
@@ -338,7 +336,13 @@ impl Inner {
             }
         };
         let dial = Dial {
-            guard: Some(Guard::new(key.source, role, credential, key.alone, &server.endpoints)),
+            guard: Some(Guard::new(
+                key.source,
+                role,
+                credential,
+                key.alone,
+                &server.endpoints,
+            )),
             server,
             logins: Keeper::new(SourceLogins {
                 options: Arc::clone(&self.options),

@@ -80,7 +80,9 @@ impl StackKey {
     fn lead(&self, routers: &[Arc<dyn Routes>]) -> Option<Lead> {
         let mut lead: Option<Lead> = None;
         for router in routers {
-            let Some(found) = self.lead_of(router) else { continue };
+            let Some(found) = self.lead_of(router) else {
+                continue;
+            };
             match &mut lead {
                 Some(lead) => {
                     lead.ask.extend(found.ask);
@@ -226,7 +228,11 @@ impl Inner {
         }
         if !current.serves(source, precedence, credential) {
             let (dial, pool) = self.dial(key, source, credential)?;
-            current.stack.renew(dial, pool.max(), pool.min())?;
+            let is_other_login = !current.precedence.is_comparable_with(precedence)
+                && !cfg!(biplane_mutant = "breakers_outlive_their_file");
+            current
+                .stack
+                .renew(dial, pool.max(), pool.min(), is_other_login)?;
             current.source = Arc::clone(source);
             current.credential = credential;
         } else if current.is_told_otherwise(source, precedence, key.role) {
@@ -339,8 +345,8 @@ impl Current {
         // Who read the version of a credential just before it rose must not take everybody back to it.
         let overtaken = self.precedence == precedence && credential < self.credential;
         // Of another life or another file, the same version may be another login's.
-        let same_login = self.precedence.is_comparable_with(precedence)
-            || self.source.credentials == source.credentials;
+        let same_login =
+            self.precedence.is_comparable_with(precedence) || self.source.credentials == source.credentials;
         ((self.credential == credential && same_login) || overtaken)
             && self.source.location == source.location
             && self.source.pool == source.pool
@@ -368,7 +374,9 @@ impl Renewal for StackRenewal {
     async fn renew(&self) {
         let mut asked = Vec::new();
         for _ in 0..MAX_ASKED {
-            let Some(connector) = self.connector.upgrade() else { return };
+            let Some(connector) = self.connector.upgrade() else {
+                return;
+            };
             let mut ask = self.key.whom_to_ask(connector.routers());
             ask.retain(|(_, tenant)| !asked.contains(tenant));
             drop(connector);
@@ -377,7 +385,9 @@ impl Renewal for StackRenewal {
             }
             asked.extend(ask.iter().map(|(_, tenant)| *tenant));
             let routes = join_all(ask.iter().map(|(router, tenant)| router.reload(*tenant))).await;
-            let Some(connector) = self.connector.upgrade() else { return };
+            let Some(connector) = self.connector.upgrade() else {
+                return;
+            };
             connector.catch_up(self.key);
             // What was overtaken while it was read is known to nobody else, and may be what is looked for.
             for route in routes.into_iter().flatten() {

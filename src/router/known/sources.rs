@@ -32,12 +32,10 @@ impl Sources {
             return;
         }
         let mut all = self.all();
-        let lodgers = all
-            .entry(route.record().source.id)
-            .or_insert_with(|| Lodgers {
-                newest: Arc::clone(route),
-                tenants: HashSet::new(),
-            });
+        let lodgers = all.entry(route.record().source.id).or_insert_with(|| Lodgers {
+            newest: Arc::clone(route),
+            tenants: HashSet::new(),
+        });
         lodgers.tenants.insert(route.tenant().id);
         lodgers.note(route);
     }

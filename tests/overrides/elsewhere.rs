@@ -1,0 +1,252 @@
+//! Where connections lead when the control plane is restored, or one file follows another; and who notices.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use biplane::{
+    breaker::{BreakerScope, BreakerState},
+    error::{Error, ErrorKind},
+    plane::TenantDb,
+    pool::BreakerOptions,
+    repository::{ControlSchema, NewSource, NewTenant, SourceChange},
+    tenant::{Location, PoolSettings, Role, Tenant, TenantStatus},
+    testing::wait,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    Desk, PATIENCE,
+    control::{cluster, grants, owner, pg_dump, psql, run, text},
+    copy_of, database_of, file, listed, often,
+    planes::{Home, Planes, by, slug},
+    until_overridden, with,
+};
+
+async fn until_at(db: &TenantDb, database: &str) {
+    wait::until(format!("it is led to {database}"), PATIENCE, async || {
+        let found = sqlx::query_scalar("select current_database()::text")
+            .fetch_one(db)
+            .await;
+        found.is_ok_and(|found: String| found == database)
+    })
+    .await
+    .unwrap();
+}
+
+/// The backup of the control plane says what the data source was long ago, with the versions of then.
+#[tokio::test]
+async fn a_control_plane_that_was_restored_leads_connections_to_where_it_says() {
+    let planes = Planes::postgres().await;
+    let acme = planes.add("acme").await;
+    let standby = copy_of(&acme, "standby", acme.database_id).await;
+    let control = &planes.control().database;
+    let dump = pg_dump(control, &[]).await;
+    let biplane = planes.builder().feed(often()).build().unwrap();
+    let db = biplane.route(acme.tenant.id).await.unwrap();
+    assert_eq!(database_of(&db).await, acme.database);
+    let to = async |database: &str| {
+        let source = planes.source(&acme).await;
+        let change = SourceChange::default().location(Location::Server(cluster().await.server(database)));
+        let changed = planes
+            .admin
+            .update_source(&by(), source.id, source.version, change);
+        changed.await.unwrap().version
+    };
+    let mut before = to(&standby).await;
+    for database in [&acme.database, &standby] {
+        before = to(database).await;
+    }
+    until_at(&db, &standby).await;
+
+    let mut superuser = owner("postgres").await;
+    for sql in [
+        format!("drop database {control} with (force)"),
+        format!("create database {control}"),
+    ] {
+        run(&mut superuser, sql).await.unwrap();
+    }
+    let another_life = "update biplane_control.meta set incarnation = gen_random_uuid()";
+    psql(control, &format!("begin;\n{dump}\n{another_life};\ncommit;\n"))
+        .await
+        .unwrap();
+    psql(control, &ControlSchema::install_sql(&grants()))
+        .await
+        .unwrap();
+    assert!(planes.source(&acme).await.version < before);
+    until_at(&db, &acme.database).await;
+    assert_eq!(biplane.stats().feed.resyncs, 1);
+
+    // Believed once, and then by its versions again.
+    assert!(to(&standby).await < before);
+    until_at(&db, &standby).await;
+    biplane.close(PATIENCE).await;
+}
+
+/// An entry that serves the tenant by itself, whose data source has the lowest of versions.
+fn whole(planes: &Planes, home: &Home, listed: Value) -> Value {
+    let sealed = planes
+        .keyring
+        .seal_credential(home.source, Role::App, &home.login)
+        .unwrap();
+    let credentials = json!({ "app": { "version": 1, "sealed": sealed.as_str() } });
+    with(
+        listed,
+        json!({ "id": home.source, "database_id": home.database_id, "credentials": credentials }),
+    )
+}
+
+#[tokio::test]
+async fn one_file_after_the_other_leads_to_where_the_last_one_says() {
+    let planes = Planes::memory().await;
+    let acme = planes.add("acme").await;
+    let first = copy_of(&acme, "first", acme.database_id).await;
+    let second = copy_of(&acme, "second", acme.database_id).await;
+    let entry = json!([{ "tenant": acme.tenant.id, "source": "standby" }]);
+    let cloned = json!([listed("standby", &first).await]);
+    let by_itself = json!([whole(&planes, &acme, listed("standby", &second).await)]);
+    let desk = Desk::new();
+    let biplane = planes
+        .builder()
+        .feed(often())
+        .overrides(desk.path())
+        .build()
+        .unwrap();
+    let db = biplane.route(acme.tenant.id).await.unwrap();
+    assert_eq!(database_of(&db).await, acme.database);
+    for _ in 0..2 {
+        desk.put(file(cloned.clone(), entry.clone()), 0o600);
+        until_at(&db, &first).await;
+        desk.put(file(by_itself.clone(), entry.clone()), 0o600);
+        until_at(&db, &second).await;
+        // And it stays there, whoever still had the route of before.
+        assert_eq!(database_of(&db).await, second);
+    }
+    desk.remove();
+    until_at(&db, &acme.database).await;
+    desk.put(file(cloned, entry), 0o600);
+    until_at(&db, &first).await;
+    biplane.close(PATIENCE).await;
+}
+
+/// Two tenants of one data source, which nothing fences.
+async fn two_on_one_source(planes: &Planes) -> (Tenant, Tenant, String) {
+    let home = planes.add("home").await;
+    let server = cluster().await.server(&home.database);
+    let mut source = NewSource::new("shared", Location::Server(server));
+    source.pool = PoolSettings::new(2, 10).unwrap();
+    let (acme, source) = planes.place("acme", source).await;
+    let on_it = Home {
+        source,
+        ..home.clone()
+    };
+    planes.seal(&on_it, Role::App, &home.login).await;
+    let beside = planes
+        .admin
+        .create(&by(), NewTenant::new(slug("beside"), source))
+        .await
+        .unwrap();
+    let open = TenantStatus::Active;
+    let beside = planes
+        .admin
+        .set_status(&by(), beside.id, beside.version, open)
+        .await;
+    (acme, beside.unwrap(), home.database)
+}
+
+#[tokio::test]
+async fn what_fails_where_a_file_leads_is_nobody_elses_failure() {
+    let planes = Planes::memory().await;
+    let (acme, beside, database) = two_on_one_source(&planes).await;
+    let right = format!("right_{database}");
+    cluster().await.create_database(&right).await.unwrap();
+    let day = Duration::from_secs(86_400);
+    let desk = Desk::new();
+    let biplane = planes
+        .builder()
+        .feed(often())
+        .overrides(desk.path())
+        .breakers(
+            BreakerOptions::default()
+                .failures(NonZeroU32::MIN)
+                .back_off(day, day),
+        )
+        .build()
+        .unwrap();
+    let of_acme = biplane.route(acme.id).await.unwrap();
+    let of_beside = biplane.route(beside.id).await.unwrap();
+    let mut held = vec![of_beside.acquire().await.unwrap()];
+    for (name, source) in [
+        ("a database that is missing", listed("standby", "nowhere").await),
+        (
+            "the login of the data source",
+            with(
+                listed("other", "nowhere_else").await,
+                json!({ "login_of": "shared" }),
+            ),
+        ),
+    ] {
+        let entry = json!([{ "tenant": acme.id, "source": source["name"] }]);
+        desk.put(file(json!([source]), entry), 0o600);
+        until_overridden(&biplane, 1).await;
+        wait::until(format!("{name} fails"), PATIENCE, async || {
+            let failed = of_acme.begin().await.err();
+            failed
+                .and_then(|error| Error::of(&error).map(Error::kind))
+                .is_some_and(|kind| matches!(kind, ErrorKind::DatabaseUnavailable { retry_after: Some(_) }))
+        })
+        .await
+        .unwrap();
+        // A new connection each time, with the login that the file rests on.
+        held.push(of_beside.acquire().await.unwrap());
+    }
+    let open = biplane.breakers().into_iter();
+    let open: Vec<_> = open
+        .filter(|one| matches!(one.state, BreakerState::Open { .. }))
+        .collect();
+    assert!(!open.is_empty());
+    for status in open {
+        let BreakerScope::Login { tenant, .. } = status.scope else {
+            panic!("{status:?}");
+        };
+        assert_eq!(tenant, Some(acme.id));
+    }
+    drop(held);
+    // What is corrected counts at once, whatever was wrong before.
+    let entry = json!([{ "tenant": acme.id, "source": "right" }]);
+    desk.put(file(json!([listed("right", &right).await]), entry), 0o644);
+    until_at(&of_acme, &right).await;
+    desk.remove();
+    until_at(&of_acme, &database).await;
+}
+
+#[tokio::test]
+async fn the_connections_of_an_override_that_was_lifted_are_closed() {
+    let planes = Planes::memory().await;
+    let (acme, beside, database) = two_on_one_source(&planes).await;
+    cluster().await.create_database("lifted").await.unwrap();
+    let desk = Desk::new();
+    let biplane = planes
+        .builder()
+        .feed(often())
+        .overrides(desk.path())
+        .build()
+        .unwrap();
+    let db = biplane.route(acme.id).await.unwrap();
+    let of_beside = biplane.route(beside.id).await.unwrap();
+    assert_eq!(database_of(&of_beside).await, database);
+    let entry = json!([{ "tenant": acme.id, "source": "standby" }]);
+    desk.put(file(json!([listed("standby", "lifted").await]), entry), 0o644);
+    until_at(&db, "lifted").await;
+    assert_eq!(biplane.stats().connector.pools, 2);
+
+    desk.remove();
+    until_overridden(&biplane, 0).await;
+    let mut watch = owner("postgres").await;
+    let sessions = "select count(*) from pg_stat_activity where datname = 'lifted'";
+    // Though its data source is to keep two.
+    wait::until("they are closed, and nothing is kept", PATIENCE, async || {
+        text(&mut watch, sessions).await == "0" && biplane.stats().connector.pools == 1
+    })
+    .await
+    .unwrap();
+    assert_eq!(database_of(&of_beside).await, database);
+}
