@@ -48,8 +48,9 @@ async fn a_control_plane_that_was_restored_leads_connections_to_where_it_says() 
         let change = SourceChange::default().location(Location::Server(cluster().await.server(database)));
         let changed = planes
             .admin
-            .update_source(&by(), source.id, source.version, change);
-        changed.await.unwrap().version
+            .update_source(&by(), source.id, source.version, change)
+            .await;
+        changed.unwrap().version
     };
     let mut before = to(&standby).await;
     for database in [&acme.database, &standby] {
