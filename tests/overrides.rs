@@ -6,6 +6,8 @@ mod control;
 mod elsewhere;
 #[path = "overrides/files.rs"]
 mod files;
+#[path = "overrides/looked_up_again.rs"]
+mod looked_up_again;
 mod planes;
 
 use std::{os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};

@@ -1,7 +1,7 @@
 //! What a lookup is measured against: the same tenants, under the same keys, in the maps and caches that one would use
 //! instead. Each gives out a clone of an `Arc`, as a router gives out a handle.
 
-use std::{collections::HashMap, hint::black_box, sync::Arc};
+use std::{collections::HashMap, hint::black_box, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -14,6 +14,10 @@ use futures_util::FutureExt;
 
 /// What a lookup ends in.
 pub(crate) type Handle = Arc<u64>;
+
+/// After which what is known of a tenant has to be read again, in whatever can forget: so long that nothing does while it
+/// is measured.
+const EXPIRY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Something that turns slugs into handles.
 pub(crate) trait Lookup: Sync {
@@ -82,10 +86,8 @@ pub(crate) fn warm_router(slugs: &[Slug]) -> Biplane<Handle> {
                 .await
                 .expect("it may be opened");
         }
-        // So long that no route goes cold while it is measured.
-        let fresh_for = std::time::Duration::from_secs(24 * 60 * 60);
         let biplane = Biplane::memory(control, |_| ())
-            .cache(biplane::router::CacheOptions::default().fresh_for(fresh_for))
+            .cache(biplane::router::CacheOptions::default().fresh_for(EXPIRY))
             .map(|db| Arc::new(db.tenant().as_uuid().as_u64_pair().1))
             .build()
             .expect("the settings are valid");
@@ -214,12 +216,15 @@ impl Lookup for QuickCache {
     }
 }
 
-/// A cache that expires.
+/// A cache whose entries expire, as a router's do: without that it would lead to where a tenant was for ever.
 pub(crate) struct MokaSync(moka::sync::Cache<Slug, Handle>);
 
 impl MokaSync {
     pub(crate) fn new(slugs: &[Slug]) -> Self {
-        let cache = moka::sync::Cache::new(slugs.len() as u64 * 2);
+        let cache = moka::sync::Cache::builder()
+            .max_capacity(slugs.len() as u64 * 2)
+            .time_to_live(EXPIRY)
+            .build();
         for (slug, handle) in entries(slugs) {
             cache.insert(slug, handle);
         }
@@ -250,12 +255,15 @@ impl Route for moka::future::Cache<Slug, Handle> {
     }
 }
 
-/// A cache for async code, behind a trait object, which is how applications hold their router.
+/// Such a cache for async code, behind a trait object, which is how applications hold their router.
 pub(crate) struct MokaFuture(Arc<dyn Route>);
 
 impl MokaFuture {
     pub(crate) fn new(slugs: &[Slug]) -> Self {
-        let cache = moka::future::Cache::new(slugs.len() as u64 * 2);
+        let cache = moka::future::Cache::builder()
+            .max_capacity(slugs.len() as u64 * 2)
+            .time_to_live(EXPIRY)
+            .build();
         let fill = async {
             for (slug, handle) in entries(slugs) {
                 cache.insert(slug, handle).await;

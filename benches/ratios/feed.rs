@@ -23,8 +23,8 @@ use biplane::{
 };
 
 use crate::{
-    measure::{Claim, Goal, ratio, time},
-    peers::{Cached, Handle, Lookup, random_order, slugs, warm_router},
+    measure::{Claim, Goal, ratio_of_pairs, time},
+    peers::{Cached, Lookup, random_order, slugs, warm_router},
 };
 
 pub(crate) const CLAIMS: &[fn() -> Claim] = &[
@@ -50,11 +50,10 @@ fn followed_against_not() -> Claim {
         || {
             let slugs = slugs(TENANTS);
             let order = random_order(&slugs, LOOKUPS);
-            let followed = Followed::start(&slugs);
-            let (with, without) = (Cached(followed.biplane.clone()), Cached(warm_router(&slugs)));
-            ratio(
-                || time(|| with.look_up(order.iter())),
-                || time(|| without.look_up(order.iter())),
+            ratio_of_pairs(
+                || (Followed::start(&slugs), Cached(warm_router(&slugs))),
+                |with| time(|| with.cached.look_up(order.iter())),
+                |without| time(|| without.look_up(order.iter())),
             )
         },
     )
@@ -62,7 +61,7 @@ fn followed_against_not() -> Claim {
 
 /// A router whose feed runs on a thread of its own.
 struct Followed {
-    biplane: Biplane<Handle>,
+    cached: Cached,
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -100,7 +99,7 @@ impl Followed {
             });
         });
         Self {
-            biplane: built.recv().expect("the thread builds it"),
+            cached: Cached(built.recv().expect("the thread builds it")),
             stop,
             thread: Some(thread),
         }

@@ -11,7 +11,10 @@ mod landing;
 mod overriding;
 mod sources;
 
-use std::sync::{Arc, PoisonError, Weak, atomic::Ordering};
+use std::sync::{
+    Arc, PoisonError, Weak,
+    atomic::{AtomicU64, Ordering},
+};
 
 pub use self::brake::BrakeHealth;
 pub(super) use self::changes::Page;
@@ -46,6 +49,7 @@ pub(super) struct Known<H> {
     desk: Mutex<Desk<H>>,
     /// Written under the lock of the desk.
     overrides: Mutex<Said>,
+    heard_of_sources: AtomicU64,
     closed: AtomicBool,
 }
 
@@ -128,6 +132,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
                 news: News::default(),
             }),
             overrides: Mutex::default(),
+            heard_of_sources: AtomicU64::new(0),
             options,
             routes: Map::new(),
             sources: Sources::default(),

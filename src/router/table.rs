@@ -31,24 +31,43 @@ impl<H: Clone> Entry<H> {
     }
 
     #[inline]
-    fn fresh_handle(&self, now: u64) -> Option<H> {
-        if !self.route.is_fresh(now) {
-            return None;
-        }
+    fn made(&self) -> Option<H> {
         self.handle.get()?.as_ref().ok().cloned()
     }
 }
 
-/// What a slug or domain leads to.
+/// What a name leads to.
 pub(super) struct Named<H> {
     pub(super) entry: Arc<Entry<H>>,
-    /// The version of the name, which rises when it changes hands.
+    /// That of the entry. From here the processor fetches both at once; one after the other takes a fifth longer.
+    route: Arc<Route>,
+    /// The version of the name, which rises when it changes hands. An id has none.
     pub(super) version: Option<Version>,
+}
+
+impl<H: Clone> Named<H> {
+    pub(super) fn new(entry: Arc<Entry<H>>, version: Option<Version>) -> Self {
+        let route = Arc::clone(&entry.route);
+        Self {
+            entry,
+            route,
+            version,
+        }
+    }
+
+    #[inline]
+    fn fresh_handle(&self, now: u64) -> Option<H> {
+        if self.route.is_fresh(now) {
+            self.entry.made()
+        } else {
+            None
+        }
+    }
 }
 
 /// Entries by name. Written under the lock of [`Known`](super::known::Known) alone, read by anybody at any time.
 pub(super) struct Table<H> {
-    ids: Map<TenantId, Arc<Entry<H>>>,
+    ids: Map<TenantId, Named<H>>,
     slugs: Map<Slug, Named<H>>,
     domains: Map<Domain, Named<H>>,
 }
@@ -66,15 +85,15 @@ impl<H: Clone> Table<H> {
     #[inline]
     pub(super) fn handle(&self, name: &TenantRef<'_>, now: u64) -> Option<H> {
         match *name {
-            TenantRef::Id(id) => self.ids.read(&id, |entry| entry.fresh_handle(now))?,
-            TenantRef::Slug(slug) => self.slugs.read(slug, |named| named.entry.fresh_handle(now))?,
-            TenantRef::Domain(domain) => self.domains.read(domain, |named| named.entry.fresh_handle(now))?,
+            TenantRef::Id(id) => self.ids.read(&id, |named| named.fresh_handle(now))?,
+            TenantRef::Slug(slug) => self.slugs.read(slug, |named| named.fresh_handle(now))?,
+            TenantRef::Domain(domain) => self.domains.read(domain, |named| named.fresh_handle(now))?,
         }
     }
 
     /// The entry of a tenant.
     pub(super) fn entry(&self, tenant: TenantId) -> Option<Arc<Entry<H>>> {
-        self.ids.read(&tenant, Arc::clone)
+        self.ids.read(&tenant, |named| Arc::clone(&named.entry))
     }
 
     /// What a slug or domain leads to; of an id nothing is kept but the entry.
@@ -88,7 +107,7 @@ impl<H: Clone> Table<H> {
 
     /// Makes an entry the one of its tenant.
     pub(super) fn enter(&self, entry: Arc<Entry<H>>) {
-        self.ids.insert(entry.route.tenant().id, entry);
+        self.ids.insert(entry.route.tenant().id, Named::new(entry, None));
     }
 
     /// Lets a slug or domain lead to an entry.
@@ -113,15 +132,15 @@ impl<H: Clone> Table<H> {
     /// no other is ever bound to it.
     pub(super) fn forget(&self, route: &Arc<Route>) {
         let tenant = route.tenant();
-        let same = |entry: &Arc<Entry<H>>| Arc::ptr_eq(&entry.route, route);
+        let same = |named: &Named<H>| Arc::ptr_eq(&named.route, route);
         if self.ids.read(&tenant.id, same) == Some(true) {
             self.ids.remove(&tenant.id);
         }
-        if self.slugs.read(&tenant.slug, |named| same(&named.entry)) == Some(true) {
+        if self.slugs.read(&tenant.slug, same) == Some(true) {
             self.slugs.remove(&tenant.slug);
         }
         for domain in &tenant.domains {
-            if self.domains.read(domain, |named| same(&named.entry)) == Some(true) {
+            if self.domains.read(domain, same) == Some(true) {
                 self.domains.remove(domain);
             }
         }
@@ -135,7 +154,7 @@ impl<H: Clone> Table<H> {
         names
             .filter(|name| {
                 self.named(name)
-                    .is_some_and(|named| Arc::ptr_eq(&named.entry.route, route))
+                    .is_some_and(|named| Arc::ptr_eq(&named.route, route))
             })
             .collect()
     }
@@ -167,6 +186,7 @@ impl<H> Clone for Named<H> {
     fn clone(&self) -> Self {
         Self {
             entry: Arc::clone(&self.entry),
+            route: Arc::clone(&self.route),
             version: self.version,
         }
     }

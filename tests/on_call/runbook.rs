@@ -7,6 +7,7 @@ use biplane::{
     repository::{Beat, CredentialSlot, Instances, TenantAdmin},
     tenant::{Domain, InstanceId, Role, TenantStatus},
 };
+use serde_json::Value;
 use sqlx::{Column as _, PgConnection, Row as _, postgres::PgRow};
 
 use super::{Postgres, by, on_call, place, sealed, session, slug};
@@ -54,6 +55,12 @@ async fn bad_day(control: &Postgres) {
         .set_status(&by(), initech.id, initech.version, suspended)
         .await
         .unwrap();
+    // Behind a pooler, and checked by a certificate of its own.
+    let pooled = "update biplane_control.data_source set pooler = 'transaction', max_prepared_statements = 7, region = 'eu',
+        tls_mode = 'verify-full', tls_ca_pem = 'PEM', tls_ca_file = null where name = 'acme'";
+    by_hand(&mut owner(&control.database).await, pooled)
+        .await
+        .unwrap();
     let bulk = place(control, "bulk", "db4.example", true).await;
     let job = biplane::repository::Actor::new("nightly-job", "a typo");
     admin
@@ -83,6 +90,35 @@ async fn bad_day(control: &Postgres) {
     )
     .await
     .unwrap();
+}
+
+/// The file says of the only data source in it what the control plane says.
+async fn is_served_as_it_is(session: &mut PgConnection, file: &str) {
+    let file: Value = serde_json::from_str(file).unwrap();
+    let kept = text(
+        session,
+        "select row_to_json(source)::text from biplane_control.data_source as source where name = 'acme'",
+    )
+    .await;
+    let kept: Value = serde_json::from_str(&kept).unwrap();
+    let said = &file["sources"][0];
+    for (field, column) in [
+        ("name", "name"),
+        ("id", "id"),
+        ("cluster", "cluster"),
+        ("region", "region"),
+        ("endpoints", "endpoints"),
+        ("database", "database"),
+        ("tls", "tls_mode"),
+        ("ca_file", "tls_ca_file"),
+        ("ca_pem", "tls_ca_pem"),
+        ("pooler", "pooler"),
+        ("max_prepared_statements", "max_prepared_statements"),
+        ("database_id", "database_id"),
+    ] {
+        assert_eq!(said[field], kept[column], "{field}");
+    }
+    assert_eq!(kept["pooler"], "transaction", "the page's own example has one");
 }
 
 /// The columns of what a block gives, and how many rows.
@@ -141,6 +177,7 @@ async fn every_statement_of_the_runbook_works_and_gives_what_the_page_says() {
                     let file: String = rows[0].get(0);
                     let overrides = biplane::router::Overrides::parse(&file).unwrap();
                     assert_eq!(overrides.tenants().count(), 1, "{file}");
+                    is_served_as_it_is(session, &file).await;
                 }
             }
             _ => panic!("a block of the page is neither SQL nor the shape of its answer: {tags:?}"),

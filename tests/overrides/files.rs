@@ -43,6 +43,21 @@ fn each_mistake_is_named_by_its_place_and_never_by_its_value() {
             "a field that is none of",
         ),
         (
+            json!([source(json!({ "name": format!("postgres://u:{CANARY}@h") }))]),
+            json!([entry(json!({ "source": format!("postgres://u:{CANARY}@h") }))]),
+            "sources no. 1.name: it is not a name",
+        ),
+        (
+            json!([source(json!({ "name": CANARY })), source(json!({}))]),
+            json!([entry(json!({}))]),
+            "sources no. 1: no tenant",
+        ),
+        (
+            json!([source(json!({ "ca_file": CANARY, "ca_pem": CANARY }))]),
+            json!([entry(json!({}))]),
+            "sources no. 1.ca_pem: there is a ca_file",
+        ),
+        (
             json!([source(json!({ "tls": CANARY }))]),
             json!([entry(json!({}))]),
             "sources no. 1.tls: it is not disable",
@@ -109,7 +124,7 @@ fn each_mistake_is_named_by_its_place_and_never_by_its_value() {
         (
             json!([source(json!({ "name": "mistyped" }))]),
             json!([entry(json!({}))]),
-            "data source mistyped: no tenant",
+            "sources no. 1: no tenant",
         ),
         (
             json!([source(json!({}))]),

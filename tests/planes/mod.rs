@@ -206,6 +206,14 @@ impl Planes {
         }
     }
 
+    /// The control plane in memory.
+    pub(crate) fn memory_control(&self) -> &MemoryControl {
+        match &self.backend {
+            Backend::Memory(control) => control,
+            Backend::Postgres(_) => panic!("this control plane is on Postgres"),
+        }
+    }
+
     /// The control plane on Postgres.
     pub(crate) fn control(&self) -> &Postgres {
         match &self.backend {

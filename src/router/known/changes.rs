@@ -55,6 +55,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         desk.brake.begin_sample();
         desk.flights.doubt_all();
         desk.flights.names_moved();
+        self.hear_of_sources();
         self.routes.for_each(|route| route.doubt());
         self.unknown.invalidate_all();
     }
@@ -67,6 +68,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         desk.brake.other_life();
         // Whoever it was about is doubted with all others.
         desk.news = News::default();
+        self.hear_of_sources();
         desk.pacing.answered();
         let table = self.table.upgrade();
         self.routes.for_each(|route| {

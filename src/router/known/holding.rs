@@ -76,7 +76,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
             sources,
         } = std::mem::take(&mut desk.news);
         if !sources.is_empty() {
-            self.overrides().sources_changed(sources.keys());
+            self.hear_of_sources();
             self.routes.for_each(|route| {
                 // Where it is served from, and where the control plane says that it is.
                 for source in [route.source().id, route.record().source.id] {

@@ -121,11 +121,7 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
         let doubtful = self.desk.flights.is_name_overtaken(name, self.batch)
             && !cfg!(biplane_mutant = "late_name_is_bound");
         if !entry.route.is_retired() && !doubtful {
-            let named = Named {
-                entry: Arc::clone(&entry),
-                version,
-            };
-            table.bind(name, named);
+            table.bind(name, Named::new(Arc::clone(&entry), version));
         }
         Ok(entry)
     }

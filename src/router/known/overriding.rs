@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
 };
 
 use super::{Answer, Known};
@@ -106,6 +106,23 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         Arc::clone(&self.said().force)
     }
 
+    /// A data source may have changed, or changes of one may have been missed.
+    pub(super) fn hear_of_sources(&self) {
+        if !cfg!(biplane_mutant = "overrides_are_not_looked_up_again") {
+            self.heard_of_sources.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Rises whenever a data source may have changed.
+    pub(in crate::router) fn heard_of_sources(&self) -> u64 {
+        self.heard_of_sources.load(Ordering::Acquire)
+    }
+
+    /// Whether overrides in force may lead elsewhere when their data sources are looked up again, and are let to.
+    pub(in crate::router) fn would_override_otherwise(&self, force: &InForce) -> bool {
+        force.is_outdated(self.heard_of_sources()) && !self.desk().brake.is_frozen()
+    }
+
     /// A data source of a cached tenant, as the control plane has it, by its name or id.
     pub(in crate::router) fn source(&self, name: &str) -> Option<Arc<DataSource>> {
         let mut found = None;
@@ -169,8 +186,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         let domains = tenant.domains.iter().cloned().map(TenantName::Domain);
         for name in std::iter::once(slug).chain(domains) {
             if table.named(&name).is_none() {
-                let entry = Arc::clone(&entry);
-                table.bind(&name, Named { entry, version: None });
+                table.bind(&name, Named::new(Arc::clone(&entry), None));
             }
         }
         route
@@ -189,8 +205,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         table.enter(Arc::clone(&entry));
         self.publish(new);
         for (version, name) in names {
-            let entry = Arc::clone(&entry);
-            table.bind(&name, Named { entry, version });
+            table.bind(&name, Named::new(Arc::clone(&entry), version));
         }
     }
 

@@ -83,9 +83,11 @@ impl Overrides {
         let value = parse(text)?;
         let fields = Fields::of(&value, String::new(), &["by", "reason", "sources", "tenants"])?;
         let mut sources = HashMap::new();
+        let mut places = Vec::new();
         let mut holds_sealed_text = false;
         for (place, value) in numbered(&fields, "sources")? {
             let listed = listed(value, &place)?;
+            places.push((place.clone(), Arc::clone(&listed.name)));
             if let LoginOf::Itself(_, credentials) = &listed.login {
                 holds_sealed_text |= !credentials.is_empty();
             }
@@ -113,10 +115,10 @@ impl Overrides {
             }
             tenants.push(entry);
         }
-        let unused = |source: &&Listed| !tenants.iter().any(|entry| *entry.source == *source.name);
-        if let Some(unused) = sources.values().find(unused) {
+        let unused = |(_, name): &&(String, Arc<str>)| !tenants.iter().any(|entry| entry.source == *name);
+        if let Some((place, _)) = places.iter().find(unused) {
             return Err(refused(
-                &format!("data source {}", unused.name),
+                place,
                 "no tenant of the file is on it; is the name of one mistyped?",
             ));
         }
@@ -183,6 +185,7 @@ fn listed(value: &Value, place: &str) -> Result<Listed, Error> {
             "database",
             "tls",
             "ca_file",
+            "ca_pem",
             "pooler",
             "max_prepared_statements",
             "database_id",
@@ -190,6 +193,7 @@ fn listed(value: &Value, place: &str) -> Result<Listed, Error> {
         ],
     )?;
     let name = fields.required("name", fields.text("name")?)?;
+    check_name(name, &fields.place("name"))?;
     let mut endpoints = Vec::new();
     for (place, value) in numbered(&fields, "endpoints")? {
         endpoints.push(endpoint(value, fields.place(&place))?);
@@ -206,8 +210,16 @@ fn listed(value: &Value, place: &str) -> Result<Listed, Error> {
     server.endpoints = endpoints;
     let mode = fields.parsed("tls", "disable, prefer, require, verify-ca or verify-full")?;
     server.tls = Tls::new(fields.required("tls", mode)?);
-    if let Some(file) = fields.text("ca_file")? {
-        server.tls = server.tls.ca(CaCertificate::File(file.into()));
+    match (fields.text("ca_file")?, fields.text("ca_pem")?) {
+        (None, None) => {}
+        (Some(file), None) => server.tls = server.tls.ca(CaCertificate::File(file.into())),
+        (None, Some(pem)) => server.tls = server.tls.ca(CaCertificate::Pem(pem.into())),
+        (Some(_), Some(_)) => {
+            return Err(refused(
+                &fields.place("ca_pem"),
+                "there is a ca_file as well; which one counts?",
+            ));
+        }
     }
     server.pooler = pooler(&fields)?;
     for text in [&server.cluster, &server.database]
@@ -235,6 +247,20 @@ fn endpoint(value: &Value, place: String) -> Result<Endpoint, Error> {
         Ok(port) if port > 0 => Ok(Endpoint::new(host, port)),
         _ => Err(refused(&fields.place("port"), "it is not a port")),
     }
+}
+
+/// As the control plane has it: errors and logs name data sources, so that it had better be nothing but a name.
+fn check_name(name: &str, place: &str) -> Result<(), Error> {
+    let of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    if (1..=63).contains(&name.len()) && name.bytes().all(of_name)
+        || cfg!(biplane_mutant = "overrides_name_anything")
+    {
+        return Ok(());
+    }
+    Err(refused(
+        place,
+        "it is not a name of 1 to 63 letters, digits, underscores, dots and hyphens",
+    ))
 }
 
 /// A URL may hold a password, and errors and logs name hosts and databases.

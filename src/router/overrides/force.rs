@@ -1,11 +1,8 @@
 //! What an override file comes to, once its data sources are known.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
 };
 
 use super::{
@@ -16,8 +13,8 @@ use super::{
 use crate::{
     error::Error,
     tenant::{
-        DataSource, DataSourceId, DatabaseId, Isolation, Location, Placement, Tenant, TenantId, TenantName,
-        TenantRecord, TenantStatus, Version,
+        DataSource, DatabaseId, Isolation, Location, Placement, Tenant, TenantId, TenantName, TenantRecord,
+        TenantStatus, Version,
     },
 };
 
@@ -27,10 +24,9 @@ pub(in crate::router) struct InForce {
     pub(in crate::router) tenants: BTreeMap<TenantId, Override>,
     /// The names that the file gives to tenants whom it can serve by itself.
     names: HashMap<TenantName, TenantId>,
-    /// Data sources of the control plane that it rests on.
-    sources: HashSet<DataSourceId>,
-    /// One of them has changed since.
-    outdated: AtomicBool,
+    /// How much had been heard of the control plane's data sources when those that it rests on were looked up, if there are
+    /// any.
+    heard: Option<u64>,
 }
 
 /// What is said of one tenant instead of what the control plane says.
@@ -55,8 +51,12 @@ enum Place {
 }
 
 impl InForce {
-    /// What a file says, with the data sources of the control plane that it names.
-    pub(super) fn new(file: &Overrides, known: &HashMap<Arc<str>, Arc<DataSource>>) -> Result<Self, Error> {
+    /// What a file says, with the data sources of the control plane that it names, looked up when so much had been heard.
+    pub(super) fn new(
+        file: &Overrides,
+        known: &HashMap<Arc<str>, Arc<DataSource>>,
+        heard: u64,
+    ) -> Result<Self, Error> {
         let mut force = Self::default();
         for entry in &file.tenants {
             let place = match file.sources.get(&*entry.source) {
@@ -77,7 +77,7 @@ impl InForce {
             };
             force.tenants.insert(entry.tenant, said);
         }
-        force.sources = known.values().map(|source| source.id).collect();
+        force.heard = (!known.is_empty()).then_some(heard);
         Ok(force)
     }
 
@@ -90,15 +90,9 @@ impl InForce {
         self.names.iter().map(|(name, tenant)| (name, *tenant))
     }
 
-    /// These data sources have changed.
-    pub(in crate::router) fn sources_changed<'a>(&self, mut changed: impl Iterator<Item = &'a DataSourceId>) {
-        if changed.any(|source| self.sources.contains(source)) {
-            self.outdated.store(true, Ordering::Release);
-        }
-    }
-
-    pub(super) fn is_outdated(&self) -> bool {
-        self.outdated.load(Ordering::Acquire)
+    /// Whether a data source that it rests on may have changed since, now that so much was heard.
+    pub(in crate::router) fn is_outdated(&self, heard: u64) -> bool {
+        self.heard.is_some_and(|then| then != heard)
     }
 }
 

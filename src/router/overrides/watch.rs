@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::try_join_all;
 use tokio::{runtime::Handle, sync::OnceCell, task::AbortHandle, time::timeout};
 
 use super::{
@@ -131,7 +132,7 @@ impl Watch {
             read.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal).detail("reading the override file")));
         match read {
             Ok(Found::Nothing) => self.is_gone(core),
-            Ok(Found::Text(text, rights)) if self.is_news(&text, rights) => {
+            Ok(Found::Text(text, rights)) if self.is_news(core, &text, rights) => {
                 let judged = judge(core, &text, rights).await.and_then(|(file, force)| {
                     core.known.put_in_force(&force, core.now())?;
                     Ok((file, force))
@@ -148,7 +149,7 @@ impl Watch {
     }
 
     /// Whether a text has not been judged yet, or may be judged otherwise now.
-    fn is_news(&self, text: &str, rights: Rights) -> bool {
+    fn is_news<H: Clone + Send + Sync + 'static>(&self, core: &Core<H>, text: &str, rights: Rights) -> bool {
         let state = self.state();
         let could_not_ask = |refused: &Refused| refused.error.kind() != ErrorKind::InvalidConfiguration;
         state
@@ -159,7 +160,7 @@ impl Watch {
             || state
                 .in_force
                 .as_ref()
-                .is_some_and(|said| said.force.is_outdated())
+                .is_some_and(|said| core.known.would_override_otherwise(&said.force))
     }
 
     fn is_gone<H: Clone + Send + Sync + 'static>(&self, core: &Core<H>) {
@@ -257,13 +258,19 @@ async fn judge<H: Clone + Send + Sync + 'static>(
 ) -> Result<(Overrides, Arc<InForce>), Error> {
     let file = Overrides::parse(text)?;
     rights.check_readers(&file)?;
-    let mut known = HashMap::new();
-    for name in file.elsewhere() {
-        if let Some(source) = find(core, &name).await? {
-            known.insert(name, source);
-        }
-    }
-    let force = Arc::new(InForce::new(&file, &known)?);
+    // First: what is heard from here on may be news to what is found.
+    let heard = core.known.heard_of_sources();
+    // All at once, for whoever comes first waits for it.
+    let found = file
+        .elsewhere()
+        .into_iter()
+        .map(async |name| Ok::<_, Error>((find(core, &name).await?, name)));
+    let found = try_join_all(found).await?;
+    let known: HashMap<_, _> = found
+        .into_iter()
+        .filter_map(|(source, name)| Some((name, source?)))
+        .collect();
+    let force = Arc::new(InForce::new(&file, &known, heard)?);
     Ok((file, force))
 }
 
