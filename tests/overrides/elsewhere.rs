@@ -1,12 +1,12 @@
 //! Where connections lead when the control plane is restored, or one file follows another; and who notices.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::time::Duration;
 
 use biplane::{
     breaker::{BreakerScope, BreakerState},
     error::{Error, ErrorKind},
     plane::TenantDb,
-    pool::BreakerOptions,
+    pool::{BreakerOptions, PoolOptions},
     repository::{ControlSchema, NewSource, NewTenant, SourceChange},
     tenant::{Location, PoolSettings, Role, Tenant, TenantStatus},
     testing::wait,
@@ -72,6 +72,11 @@ async fn a_control_plane_that_was_restored_leads_connections_to_where_it_says() 
     psql(control, &ControlSchema::install_sql(&grants()))
         .await
         .unwrap();
+    wait::until("the control plane is back", PATIENCE, async || {
+        planes.admin.source(acme.tenant.slug.as_str()).await.is_ok()
+    })
+    .await
+    .unwrap();
     assert!(planes.source(&acme).await.version < before);
     until_at(&db, &acme.database).await;
     assert_eq!(biplane.stats().feed.resyncs, 1);
@@ -161,15 +166,14 @@ async fn what_fails_where_a_file_leads_is_nobody_elses_failure() {
     cluster().await.create_database(&right).await.unwrap();
     let day = Duration::from_secs(86_400);
     let desk = Desk::new();
+    let mut patient = PoolOptions::default();
+    (patient.connect_timeout, patient.wait_timeout) = (PATIENCE, PATIENCE);
     let biplane = planes
         .builder()
         .feed(often())
         .overrides(desk.path())
-        .breakers(
-            BreakerOptions::default()
-                .failures(NonZeroU32::MIN)
-                .back_off(day, day),
-        )
+        .pool(patient)
+        .breakers(BreakerOptions::default().back_off(day, day))
         .build()
         .unwrap();
     let of_acme = biplane.route(acme.id).await.unwrap();
@@ -186,8 +190,15 @@ async fn what_fails_where_a_file_leads_is_nobody_elses_failure() {
         ),
     ] {
         let entry = json!([{ "tenant": acme.id, "source": source["name"] }]);
-        desk.put(file(json!([source]), entry), 0o600);
-        until_overridden(&biplane, 1).await;
+        desk.put(
+            with(file(json!([source]), entry), json!({ "reason": name })),
+            0o600,
+        );
+        wait::until("the file is in force", PATIENCE, async || {
+            biplane.overrides().reason.as_deref() == Some(name)
+        })
+        .await
+        .unwrap();
         wait::until(format!("{name} fails"), PATIENCE, async || {
             let failed = of_acme.begin().await.err();
             failed
