@@ -377,9 +377,17 @@ pub(crate) trait Routes: Debug + Send + Sync + 'static {
     async fn reload(&self, tenant: TenantId) -> Result<Arc<Route>, Error>;
 
     /// The route as it is known, however old; `None` when it is not cached.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(dead_code, reason = "data in memory is led nowhere")
+    )]
     fn known(&self, tenant: TenantId) -> Option<Arc<Route>>;
 
     /// What is known of a data source; `None` when no tenant who is cached is on it.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(dead_code, reason = "data in memory is led nowhere")
+    )]
     fn of_source(&self, source: DataSourceId) -> Option<OfSource>;
 
     /// How long ago the route was confirmed.

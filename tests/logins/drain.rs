@@ -2,10 +2,15 @@
 
 use biplane::{
     Biplane,
-    error::{Error, ErrorKind},
-    repository::{CredentialSlot::Next, TenantAdmin},
+    error::Error,
+    plane::{DataSchema, RoleName},
+    repository::{
+        CredentialSlot::{self, Next},
+        NewSource, TenantAdmin,
+    },
     router::FeedOptions,
-    tenant::{Isolation, TenantStatus},
+    secret::Credential,
+    tenant::{DatabaseId, Isolation, Location, Slug, TenantId, TenantStatus},
     testing::wait,
 };
 use serde_json::json;
@@ -13,7 +18,7 @@ use std::time::Duration;
 
 use crate::{
     Sealed,
-    data_plane::{LIMIT, options},
+    data_plane::{LIMIT, Placed, options},
     user,
 };
 
@@ -94,6 +99,43 @@ async fn work_that_outlasts_the_drain_timeout_is_ended() {
     .unwrap();
 }
 
+/// A fenced database without tenants, for whoever logs in with one of these.
+async fn home(sealed: &Sealed, logins: [&Credential; 2]) -> (Placed, DatabaseId) {
+    let world = &sealed.world;
+    let name = format!("home{}", uuid::Uuid::new_v4().simple());
+    world.cluster.create_database(&name).await.unwrap();
+    let id = DatabaseId::new();
+    let readers = logins.map(|login| RoleName::parse(login.username()).unwrap());
+    let mut owner = world.cluster.connect(&name).await.unwrap();
+    DataSchema::install(&mut owner, id, &readers).await.unwrap();
+    let mut source = NewSource::new(name.as_str(), Location::Server(world.cluster.server(&name)));
+    source.database_id = Some(id);
+    let source = world.control.create_source(&world.by, source).await.unwrap().id;
+    let home = Placed {
+        id: TenantId::new(),
+        slug: Slug::parse("nobody").unwrap(),
+        source,
+        source_name: name.clone(),
+        database: name,
+    };
+    sealed.store(&home, CredentialSlot::Current, logins[0]).await;
+    (home, id)
+}
+
+/// A tenant who shares it.
+async fn lodger(sealed: &Sealed, home: &(Placed, DatabaseId), name: &str) -> (TenantId, Slug) {
+    let (Placed { source, database, .. }, id) = home;
+    let world = &sealed.world;
+    let name = format!("{name}-{}", uuid::Uuid::new_v4().simple());
+    let (tenant, slug) = world.tenant_at(&name, *source, Isolation::Row).await;
+    let sql = format!(
+        "insert into biplane.residence (tenant_id, epoch, state, isolation, database_id)
+         values ('{tenant}', 1, 'open', 'row', '{id}')"
+    );
+    world.cluster.sql(database, &sql).await.unwrap();
+    (tenant, slug)
+}
+
 /// Connections belong to a data source: who had them last may be gone, and nobody else need come.
 #[tokio::test]
 async fn connections_at_rest_close_whatever_became_of_the_tenant_who_waited_for_them() {
@@ -101,9 +143,10 @@ async fn connections_at_rest_close_whatever_became_of_the_tenant_who_waited_for_
         let sealed = Sealed::new().await;
         let world = &sealed.world;
         let (old, new) = (sealed.role("old").await, sealed.role("new").await);
-        let (placed, elsewhere) = (sealed.tenant(&old).await, sealed.tenant(&old).await);
-        let name = format!("{fate}-{}", std::process::id());
-        let (last, slug) = world.tenant_at(&name, placed.source, Isolation::Database).await;
+        let shared = home(&sealed, [&old, &new]).await;
+        let (elsewhere, _) = home(&sealed, [&old, &new]).await;
+        let (last, of_last) = lodger(&sealed, &shared, "last").await;
+        let (_, of_first) = lodger(&sealed, &shared, "first").await;
         let desk = tempfile::tempdir().unwrap();
         let file = desk.path().join("overrides.json");
         let biplane = Biplane::postgres(world.control.clone(), sealed.keyring.clone())
@@ -112,20 +155,18 @@ async fn connections_at_rest_close_whatever_became_of_the_tenant_who_waited_for_
             .overrides(&file)
             .build()
             .unwrap();
+        let slug = of_last;
         let of_last = biplane.route(&slug).await.unwrap();
-        let db = biplane.route(&placed.slug).await.unwrap();
-        let first = db.acquire().await.unwrap();
-        drop((of_last.acquire().await.unwrap(), first));
-        assert_eq!(sealed.sessions_of(old.username()).await, 2, "{fate}");
+        let db = biplane.route(&of_first).await.unwrap();
+        let first = db.begin().await.unwrap();
+        drop((of_last.begin().await.unwrap(), first));
 
         match fate {
             "suspended" => world.status(last, TenantStatus::Suspended).await,
             "moved" => {
                 let version = world.record(last).await.version;
                 let to = elsewhere.source;
-                let moved = world
-                    .control
-                    .place(&world.by, last, version, to, Isolation::Database);
+                let moved = world.control.place(&world.by, last, version, to, Isolation::Row);
                 moved.await.unwrap();
             }
             _ => {
@@ -134,34 +175,22 @@ async fn connections_at_rest_close_whatever_became_of_the_tenant_who_waited_for_
                 std::fs::write(&file, text.to_string()).unwrap();
             }
         }
-        wait::until(
-            "its route is known to have changed",
-            LIMIT,
-            async || match biplane.route(&slug).await {
-                Ok(of_last) => {
-                    of_last.is_overridden() == Some(true) || is_at(&of_last, &elsewhere.database).await
-                }
-                Err(error) => matches!(error.kind(), ErrorKind::Inactive { .. }),
-            },
-        )
-        .await
-        .unwrap();
-        sealed.store(&placed, Next, &new).await;
-        sealed.promote(&placed).await;
-        wait::until("they are closed", LIMIT, async || {
-            sealed.sessions_of_at(old.username(), &placed.database).await == 0
+        // Nobody has said elsewhere that it lives there.
+        wait::until("its route is known to have changed", LIMIT, async || {
+            of_last.begin().await.is_err()
         })
         .await
-        .unwrap_or_else(|error| panic!("{fate}: {error}"));
+        .unwrap();
+        let sessions =
+            async |login: &Credential| sealed.sessions_of_at(login.username(), &shared.0.database).await;
+        assert_ne!(sessions(&old).await, 0, "{fate}");
+        sealed.store(&shared.0, Next, &new).await;
+        sealed.promote(&shared.0).await;
+        wait::until("they are closed", LIMIT, async || sessions(&old).await == 0)
+            .await
+            .unwrap_or_else(|error| panic!("{fate}: {error:?}"));
         assert_eq!(user(&db).await.unwrap(), new.username());
     }
-}
-
-async fn is_at(db: &biplane::plane::TenantDb, database: &str) -> bool {
-    let found: Result<String, _> = sqlx::query_scalar("select current_database()::text")
-        .fetch_one(db)
-        .await;
-    found.is_ok_and(|found| found == database)
 }
 
 #[tokio::test]

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use biplane::{repository::TenantAdmin, tenant::Isolation, testing::wait};
+use biplane::{
+    repository::{NewSource, TenantAdmin},
+    tenant::{Isolation, Location, Role},
+    testing::wait,
+};
 
 use crate::data_plane::{LIMIT, Wish, World, backend, options, shared};
 
@@ -14,7 +18,12 @@ async fn connections_close_when_the_last_tenant_of_their_data_source_has_moved_a
         min: 2,
         ..Wish::default()
     };
-    let (placed, elsewhere) = (world.tenant_with(keeps).await, world.tenant().await);
+    let placed = world.tenant_with(keeps).await;
+    let location = Location::Server(world.cluster.server("postgres"));
+    let elsewhere = NewSource::new("elsewhere", location);
+    let elsewhere = world.control.create_source(&world.by, elsewhere).await.unwrap();
+    let login = world.cluster.superuser();
+    world.credentials.set(elsewhere.id, Role::App, login);
     let biplane = world.biplane(options(4));
     let db = biplane.route(&placed.slug).await.unwrap();
     let two = (db.acquire().await.unwrap(), db.acquire().await.unwrap());

@@ -5,10 +5,10 @@ use std::time::Duration;
 use biplane::{
     breaker::{BreakerScope, BreakerState},
     error::{Error, ErrorKind},
-    plane::TenantDb,
+    plane::{DataSchema, Fence, Residence, RoleName, TenantDb},
     pool::{BreakerOptions, PoolOptions},
-    repository::{ControlSchema, NewSource, NewTenant, SourceChange},
-    tenant::{Location, PoolSettings, Role, Tenant, TenantStatus},
+    repository::{ChangeSource, ControlSchema, NewSource, NewTenant, SourceChange},
+    tenant::{DatabaseId, Isolation, Location, PoolSettings, Role, Tenant, TenantStatus},
     testing::wait,
 };
 use serde_json::{Value, json};
@@ -40,7 +40,8 @@ async fn a_control_plane_that_was_restored_leads_connections_to_where_it_says() 
     let standby = copy_of(&acme, "standby", acme.database_id).await;
     let control = &planes.control().database;
     let dump = pg_dump(control, &[]).await;
-    let biplane = planes.builder().feed(often()).build().unwrap();
+    let log = ChangeSource::polled(planes.control().pg_tenants());
+    let biplane = planes.builder().changes(log).feed(often()).build().unwrap();
     let db = biplane.route(acme.tenant.id).await.unwrap();
     assert_eq!(database_of(&db).await, acme.database);
     let to = async |database: &str| {
@@ -133,37 +134,75 @@ async fn one_file_after_the_other_leads_to_where_the_last_one_says() {
     biplane.close(PATIENCE).await;
 }
 
-/// Two tenants of one data source, which nothing fences.
-async fn two_on_one_source(planes: &Planes) -> (Tenant, Tenant, String) {
-    let home = planes.add("home").await;
-    let server = cluster().await.server(&home.database);
-    let mut source = NewSource::new("shared", Location::Server(server));
-    source.pool = PoolSettings::new(2, 10).unwrap();
-    let (acme, source) = planes.place("acme", source).await;
-    let on_it = Home {
-        source,
-        ..home.clone()
-    };
-    planes.seal(&on_it, Role::App, &home.login).await;
-    let beside = planes
-        .admin
-        .create(&by(), NewTenant::new(slug("beside"), source))
-        .await
-        .unwrap();
-    let open = TenantStatus::Active;
-    let beside = planes
-        .admin
-        .set_status(&by(), beside.id, beside.version, open)
-        .await;
-    (acme, beside.unwrap(), home.database)
+/// Two tenants of one data source.
+struct Two {
+    acme: Tenant,
+    beside: Tenant,
+    database: String,
+    database_id: DatabaseId,
+    login: RoleName,
+}
+
+impl Two {
+    async fn on_one_source(planes: &Planes) -> Self {
+        let home = planes.add("home").await;
+        let login = RoleName::parse(home.login.username()).unwrap();
+        let (database, database_id) = (format!("shared_{}", home.database), DatabaseId::new());
+        cluster().await.create_database(&database).await.unwrap();
+        let mut source = NewSource::new("shared", Location::Server(cluster().await.server(&database)));
+        source.database_id = Some(database_id);
+        source.pool = PoolSettings::new(2, 10).unwrap();
+        let source = planes.admin.create_source(&by(), source).await.unwrap().id;
+        let on_it = Home { source, ..home };
+        planes.seal(&on_it, Role::App, &on_it.login).await;
+        let tenant = async |name| {
+            let mut new = NewTenant::new(slug(name), source);
+            new.isolation = Isolation::Row;
+            let tenant = planes.admin.create(&by(), new).await.unwrap();
+            let open = TenantStatus::Active;
+            let tenant = planes
+                .admin
+                .set_status(&by(), tenant.id, tenant.version, open)
+                .await;
+            tenant.unwrap()
+        };
+        let two = Self {
+            acme: tenant("acme").await,
+            beside: tenant("beside").await,
+            database,
+            database_id,
+            login,
+        };
+        two.settle_in(&two.database).await;
+        two
+    }
+
+    /// Lets both live in a database, which is a copy of theirs.
+    async fn settle_in(&self, database: &str) {
+        let mut owner = owner(database).await;
+        let logins = std::slice::from_ref(&self.login);
+        DataSchema::install(&mut owner, self.database_id, logins)
+            .await
+            .unwrap();
+        for tenant in [&self.acme, &self.beside] {
+            let home = Residence::new(tenant.id, tenant.placement.epoch, Isolation::Row);
+            Fence::new(&mut owner).place(&home).await.unwrap();
+        }
+    }
+
+    async fn copy(&self, name: &str) -> String {
+        let database = format!("{name}_{}", self.database);
+        cluster().await.create_database(&database).await.unwrap();
+        self.settle_in(&database).await;
+        database
+    }
 }
 
 #[tokio::test]
 async fn what_fails_where_a_file_leads_is_nobody_elses_failure() {
     let planes = Planes::memory().await;
-    let (acme, beside, database) = two_on_one_source(&planes).await;
-    let right = format!("right_{database}");
-    cluster().await.create_database(&right).await.unwrap();
+    let two = Two::on_one_source(&planes).await;
+    let (acme, beside, right) = (&two.acme, &two.beside, two.copy("right").await);
     let day = Duration::from_secs(86_400);
     let desk = Desk::new();
     let mut patient = PoolOptions::default();
@@ -178,7 +217,7 @@ async fn what_fails_where_a_file_leads_is_nobody_elses_failure() {
         .unwrap();
     let of_acme = biplane.route(acme.id).await.unwrap();
     let of_beside = biplane.route(beside.id).await.unwrap();
-    let mut held = vec![of_beside.acquire().await.unwrap()];
+    let mut held = vec![of_beside.begin().await.unwrap()];
     for (name, source) in [
         ("a database that is missing", listed("standby", "nowhere").await),
         (
@@ -208,7 +247,7 @@ async fn what_fails_where_a_file_leads_is_nobody_elses_failure() {
         .await
         .unwrap();
         // A new connection each time, with the login that the file rests on.
-        held.push(of_beside.acquire().await.unwrap());
+        held.push(of_beside.begin().await.unwrap());
     }
     let open = biplane.breakers().into_iter();
     let open: Vec<_> = open
@@ -227,14 +266,14 @@ async fn what_fails_where_a_file_leads_is_nobody_elses_failure() {
     desk.put(file(json!([listed("right", &right).await]), entry), 0o644);
     until_at(&of_acme, &right).await;
     desk.remove();
-    until_at(&of_acme, &database).await;
+    until_at(&of_acme, &two.database).await;
 }
 
 #[tokio::test]
 async fn the_connections_of_an_override_that_was_lifted_are_closed() {
     let planes = Planes::memory().await;
-    let (acme, beside, database) = two_on_one_source(&planes).await;
-    cluster().await.create_database("lifted").await.unwrap();
+    let two = Two::on_one_source(&planes).await;
+    let (acme, beside, lifted) = (&two.acme, &two.beside, two.copy("lifted").await);
     let desk = Desk::new();
     let biplane = planes
         .builder()
@@ -244,21 +283,21 @@ async fn the_connections_of_an_override_that_was_lifted_are_closed() {
         .unwrap();
     let db = biplane.route(acme.id).await.unwrap();
     let of_beside = biplane.route(beside.id).await.unwrap();
-    assert_eq!(database_of(&of_beside).await, database);
+    assert_eq!(database_of(&of_beside).await, two.database);
     let entry = json!([{ "tenant": acme.id, "source": "standby" }]);
-    desk.put(file(json!([listed("standby", "lifted").await]), entry), 0o644);
-    until_at(&db, "lifted").await;
+    desk.put(file(json!([listed("standby", &lifted).await]), entry), 0o644);
+    until_at(&db, &lifted).await;
     assert_eq!(biplane.stats().connector.pools, 2);
 
     desk.remove();
     until_overridden(&biplane, 0).await;
     let mut watch = owner("postgres").await;
-    let sessions = "select count(*) from pg_stat_activity where datname = 'lifted'";
+    let sessions = format!("select count(*) from pg_stat_activity where datname = '{lifted}'");
     // Though its data source is to keep two.
     wait::until("they are closed, and nothing is kept", PATIENCE, async || {
-        text(&mut watch, sessions).await == "0" && biplane.stats().connector.pools == 1
+        text(&mut watch, &sessions).await == "0" && biplane.stats().connector.pools == 1
     })
     .await
     .unwrap();
-    assert_eq!(database_of(&of_beside).await, database);
+    assert_eq!(database_of(&of_beside).await, two.database);
 }
