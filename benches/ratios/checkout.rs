@@ -22,10 +22,10 @@ pub(crate) const CLAIMS: &[fn() -> Claim] = &[
     transaction_against_pool,
 ];
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Round trips in a round: some milliseconds.
-const TRIPS: usize = 50;
+pub(crate) const TRIPS: usize = 50;
 
 const SELECT: &str = "select 1";
 const UPDATE: &str = "update counter set n = n + 1";
@@ -185,14 +185,14 @@ impl Bench {
 }
 
 /// Keeps this thread, and what it starts, on one processor, on systems that can.
-struct Pinned {
+pub(crate) struct Pinned {
     #[cfg(target_os = "linux")]
     before: rustix::thread::CpuSet,
 }
 
 #[cfg(target_os = "linux")]
 impl Pinned {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
         let before = sched_getaffinity(None).expect("Linux tells");
@@ -212,7 +212,7 @@ impl Drop for Pinned {
 
 #[cfg(not(target_os = "linux"))]
 impl Pinned {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {}
     }
 }

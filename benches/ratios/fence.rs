@@ -23,6 +23,8 @@ use tokio::{runtime::Runtime, task::JoinSet};
 use crate::measure::{Claim, Goal, ratio};
 
 pub(crate) const CLAIMS: &[fn() -> Claim] = &[
+    || enter("begin_and_enter_again/begin", 1, Entry::Again, Entry::None),
+    || enter("begin_and_enter_again_32/begin_32", 32, Entry::Again, Entry::None),
     || enter("begin_and_enter/begin", 1, Entry::Fence, Entry::None),
     || enter("begin_and_enter_32/begin_32", 32, Entry::Fence, Entry::None),
     || enter("begin_and_enter/locked", 1, Entry::Fence, Entry::Locked),
@@ -60,6 +62,8 @@ const LOCKED: &str = "
 enum Entry {
     None,
     Fence,
+    /// In a session that has entered.
+    Again,
     Locked,
 }
 
@@ -69,9 +73,12 @@ fn enter(name: &'static str, clients: usize, ours: Entry, peer: Entry) -> Claim 
         _ => Goal::RatioAtMost(1.0),
     };
     Claim::new(name, goal, move || {
-        let bench = Bench::start();
-        let mut first = bench.connections(clients);
-        let mut second = bench.connections(clients);
+        let bench = Bench::start(match ours {
+            Entry::Again => Isolation::Database,
+            _ => Isolation::Row,
+        });
+        let mut first = bench.connections(clients, ours);
+        let mut second = bench.connections(clients, peer);
         ratio(
             || bench.transactions(&mut first, ours),
             || bench.transactions(&mut second, peer),
@@ -81,7 +88,7 @@ fn enter(name: &'static str, clients: usize, ours: Entry, peer: Entry) -> Claim 
 
 fn fences(name: &'static str, goal: u64, entry: Entry, percentile: usize) -> Claim {
     Claim::new(name, Goal::CountAtMost(goal), move || {
-        let bench = Bench::start();
+        let bench = Bench::start(Isolation::Row);
         let mut times = bench.fences(entry);
         times.sort();
         let place = (times.len() * percentile).div_ceil(100) - 1;
@@ -97,7 +104,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn start() -> Self {
+    fn start(isolation: Isolation) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -105,7 +112,7 @@ impl Bench {
             .expect("a runtime starts");
         let (tenant, database) = (TenantId::new(), DatabaseId::new());
         let cluster = runtime
-            .block_on(server(tenant, database))
+            .block_on(server(tenant, database, isolation))
             .expect("a server starts");
         Self {
             runtime,
@@ -115,11 +122,17 @@ impl Bench {
         }
     }
 
-    fn connections(&self, number: usize) -> Vec<Option<PgConnection>> {
+    fn connections(&self, number: usize, entry: Entry) -> Vec<Option<PgConnection>> {
         self.runtime.block_on(async {
             let mut connections = Vec::new();
             for _ in 0..number {
-                connections.push(Some(connect(&self.cluster).await));
+                let mut connection = connect(&self.cluster).await;
+                if let Entry::Again = entry {
+                    let (tenant, database) = (self.tenant, self.database);
+                    let session = format!("select biplane.enter_session_v1('{tenant}', 1, '{database}')");
+                    send(&mut connection, &session).await.expect("it enters");
+                }
+                connections.push(Some(connection));
             }
             connections
         })
@@ -130,6 +143,7 @@ impl Bench {
         match entry {
             Entry::None => "begin".to_owned(),
             Entry::Fence => format!("begin; select biplane.enter_v1('{tenant}', 1, '{database}')"),
+            Entry::Again => format!("begin; select biplane.enter_again_v1('{tenant}', 1, '{database}')"),
             Entry::Locked => format!("begin; select public.enter_locked('{tenant}', 1)"),
         }
     }
@@ -244,7 +258,11 @@ async fn connect(cluster: &Cluster) -> PgConnection {
         .expect("the server is there")
 }
 
-async fn server(tenant: TenantId, database: DatabaseId) -> Result<Cluster, Box<dyn std::error::Error>> {
+async fn server(
+    tenant: TenantId,
+    database: DatabaseId,
+    isolation: Isolation,
+) -> Result<Cluster, Box<dyn std::error::Error>> {
     let cluster = Cluster::builder().max_connections(200).durable().start().await?;
     cluster
         .create_role("app", &secrecy::SecretString::from("a-password"), &[])
@@ -252,7 +270,7 @@ async fn server(tenant: TenantId, database: DatabaseId) -> Result<Cluster, Box<d
     let mut owner = cluster.connect("postgres").await?;
     DataSchema::install(&mut owner, database, &[RoleName::parse("app")?]).await?;
     Fence::new(&mut owner)
-        .place(&Residence::new(tenant, Epoch::FIRST, Isolation::Row))
+        .place(&Residence::new(tenant, Epoch::FIRST, isolation))
         .await?;
     send(&mut owner, LOCKED).await?;
     Ok(cluster)

@@ -24,6 +24,8 @@ mod feed;
 mod fence;
 mod keyring;
 mod measure;
+#[cfg(all(feature = "postgres", feature = "testing"))]
+mod modes;
 #[expect(dead_code, reason = "route_hit measures peers that no claim names")]
 #[path = "../peers/mod.rs"]
 mod peers;
@@ -46,6 +48,8 @@ const CLAIMS: &[&[fn() -> Claim]] = &[
     feed::CLAIMS,
     #[cfg(all(feature = "postgres", feature = "testing"))]
     fence::CLAIMS,
+    #[cfg(all(feature = "postgres", feature = "testing"))]
+    modes::CLAIMS,
 ];
 
 fn main() -> ExitCode {

@@ -21,7 +21,7 @@ const BEGIN: &str = include_str!("sql/begin.sql");
 const UNINSTALL: &str = include_str!("sql/uninstall.sql");
 
 /// Deliberately wrong variants of the schema: what stands there, and what a mutant has instead.
-fn mutants() -> [(bool, &'static str, &'static str); 8] {
+fn mutants() -> [(bool, &'static str, &'static str); 10] {
     [
         (
             cfg!(biplane_mutant = "everybody_is_waited_for"),
@@ -51,6 +51,16 @@ fn mutants() -> [(bool, &'static str, &'static str); 8] {
         (
             cfg!(biplane_mutant = "any_epoch_enters"),
             "or home.epoch operator(pg_catalog.<>) epoch",
+            "",
+        ),
+        (
+            cfg!(biplane_mutant = "any_epoch_enters_again"),
+            "and residence.epoch operator(pg_catalog.=) enter_again_v1.epoch",
+            "",
+        ),
+        (
+            cfg!(biplane_mutant = "the_fenced_enter_again"),
+            "and residence.state operator(pg_catalog.=) 'open'",
             "",
         ),
         (
@@ -270,7 +280,8 @@ fn body(database: DatabaseId, readers: &[RoleName]) -> String {
              revoke all on all functions in schema biplane from {role};\n\
              grant select on biplane.database, biplane.residence to {role};\n\
              grant execute on function biplane.enter_v1(uuid, bigint, uuid), \
-             biplane.enter_session_v1(uuid, bigint, uuid), biplane.database_v1(), biplane.may_enter_v1(name), \
+             biplane.enter_session_v1(uuid, bigint, uuid), biplane.enter_again_v1(uuid, bigint, uuid), \
+             biplane.database_v1(), biplane.may_enter_v1(name), \
              biplane.stamped_here_v1(), biplane.directory_v1(), biplane.timeline_v1() to {role};\n\
              select biplane.allow_v1({literal}) from biplane.database where not run_time_roles ? {literal};\n",
             literal = reader.literal(),

@@ -72,11 +72,15 @@ const AS_NEW: &str = "begin; set session authorization default; reset all; close
      select pg_catalog.pg_advisory_unlock_all(); discard temp; discard sequences; ";
 
 impl Checkout {
-    /// Opens a transaction with these options, as this tenant if there is one, all in one round trip.
+    /// Opens a transaction with these options, as this tenant if there is one, in one round trip, and one more where the
+    /// session enters first.
     ///
     /// # Cancel safety
     /// A cancelled or failed call leaves the connection to be cleaned when it is dropped.
     pub(crate) async fn begin(&mut self, options: &str, entry: Option<&Entry>) -> sqlx::Result<()> {
+        if let Some(entry) = entry.filter(|entry| self.session_can_enter(entry)) {
+            self.enter(entry).await?;
+        }
         self.be_busy().await?;
         self.look_names_up_anew(entry).await?;
         let mut text = self.make_as_new(entry);
@@ -127,9 +131,15 @@ impl Checkout {
         }
         if let Some(entry) = entry {
             text.push_str("; ");
-            text.push_str(&entry.call("enter_v1"));
+            let again = self.session_can_enter(entry);
+            text.push_str(&entry.call(if again { "enter_again_v1" } else { "enter_v1" }));
         }
         text
+    }
+
+    /// Whether a session can enter as a whole, so that its transactions have less to do.
+    fn session_can_enter(&self, entry: &Entry) -> bool {
+        !entry.shares() && self.dial().session_is_ours()
     }
 
     /// Whether somebody else's state may be in the session. Behind a transaction pooler it may be anybody's each time.

@@ -100,6 +100,43 @@ async fn each_reason_not_to_enter_has_its_code() {
     );
 }
 
+/// Its transactions have less to do, and are let in no more easily.
+#[tokio::test]
+async fn a_session_that_has_entered_is_held_against_the_same_at_each_transaction() {
+    let home = Home::new(Isolation::Database).await;
+    let (mut owner, mut app) = (home.owner().await, home.app().await);
+    run(&mut app, home.enter_session(1)).await.unwrap();
+    let tenant = home.tenant.to_string();
+    let begin = format!("begin; {}", home.enter_again(1));
+    for left_behind in ["select 1", "reset all", "set app.tenant_id = 'somebody'"] {
+        run(&mut app, left_behind).await.unwrap();
+        run(&mut app, begin.clone()).await.unwrap();
+        let inside = text(&mut app, "current_setting('app.tenant_id')").await;
+        assert_eq!(inside, tenant, "{left_behind}");
+        run(&mut app, "commit").await.unwrap();
+        run(&mut app, home.enter_session(1)).await.unwrap();
+    }
+    let stamp = format!("select biplane.stamp_v1('{}')", DatabaseId::new());
+    for (change, code) in [
+        ("update biplane.residence set epoch = 2", "BP001"),
+        (
+            "update biplane.residence set epoch = 1, state = 'fenced'",
+            "BP002",
+        ),
+        ("update biplane.residence set state = 'restored'", "BP002"),
+        (
+            "update biplane.residence set state = 'open', tenant_id = gen_random_uuid()",
+            "BP001",
+        ),
+        (&format!("select biplane.disallow_v1('{APP}')"), "42501"),
+        (&stamp, "BP003"),
+    ] {
+        run(&mut owner, change).await.unwrap();
+        assert_eq!(refused(&mut app, begin.clone()).await, code, "{change}");
+        run(&mut app, "rollback").await.unwrap();
+    }
+}
+
 /// A drain asks who may enter, so nobody else may: a superuser's dump is not waited for.
 #[tokio::test]
 async fn only_the_logins_that_were_named_and_members_of_named_groups_enter() {

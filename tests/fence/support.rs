@@ -168,6 +168,13 @@ impl<'a> Home<'a> {
         )
     }
 
+    pub(crate) fn enter_again(&self, epoch: u64) -> String {
+        format!(
+            "select biplane.enter_again_v1('{}', {epoch}, '{}')",
+            self.tenant, self.id
+        )
+    }
+
     /// A transaction of the tenant that has written and not committed, and its process.
     pub(crate) async fn writing(&self, level: &str) -> (PgConnection, i32) {
         let mut app = self.app().await;

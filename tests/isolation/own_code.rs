@@ -241,7 +241,7 @@ async fn a_transaction_of_sqlxs_own_on_a_held_connection_is_entered() {
     let (world, _home, resident, _biplane, db) = one(Isolation::Database).await;
     let mut conn = db.acquire().await.unwrap();
     let mut tx = Acquire::begin(&mut conn).await.unwrap();
-    let tenant = "select current_setting('biplane.tenant')";
+    let tenant = "select current_setting('app.tenant_id')";
     let tenant: String = sqlx::query_scalar(tenant).fetch_one(&mut *tx).await.unwrap();
     assert_eq!(tenant, resident.id.to_string());
     tx.rollback().await.unwrap();

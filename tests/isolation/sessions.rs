@@ -292,10 +292,10 @@ async fn a_session_that_a_tenant_has_spoilt_for_itself_is_not_kept() {
     }
 }
 
-/// A tenant who is gone, whose old route still leads one router to where another tenant lives now, and that one. Both
-/// through one connection, which has entered as the second.
+/// A tenant who is gone, whose old route still leads one router to a database that another tenant has for itself by now, and
+/// that one. Both through one connection, which has entered as the second.
 async fn gone_and_at_home() -> (World<'static>, Resident, [TenantDb; 2]) {
-    let (world, home, first, biplane, gone) = crate::homes::one(Isolation::Database).await;
+    let (world, home, first, biplane, gone) = crate::homes::one(Isolation::Row).await;
     let version = world.record(first.id).await.version;
     let archived = world
         .control
