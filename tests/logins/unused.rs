@@ -33,13 +33,7 @@ async fn connections_close_when_the_last_tenant_of_their_data_source_has_moved_a
     let version = world.record(placed.id).await.version;
     world
         .control
-        .place(
-            &world.by,
-            placed.id,
-            version,
-            elsewhere.source,
-            Isolation::Database,
-        )
+        .place(&world.by, placed.id, version, elsewhere.id, Isolation::Database)
         .await
         .unwrap();
     watch.until_sessions(0).await;
