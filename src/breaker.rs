@@ -4,7 +4,7 @@
 
 use std::{fmt, time::Duration};
 
-use crate::tenant::{CredentialVersion, DataSourceId, Endpoint, Role};
+use crate::tenant::{CredentialVersion, DataSourceId, Endpoint, Role, TenantId};
 
 /// What a breaker stands before.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -20,6 +20,9 @@ pub enum BreakerScope {
         role: Role,
         /// Which of its credentials.
         version: CredentialVersion,
+        /// For whom alone, where an override file leads a tenant: what fails there says nothing about the others on the
+        /// same data source. `None` for all that go by the control plane.
+        tenant: Option<TenantId>,
     },
 }
 
@@ -63,10 +66,17 @@ impl fmt::Display for BreakerScope {
                 source,
                 role,
                 version,
-            } => write!(
-                f,
-                "login of data source {source}, role {role}, credential version {version}"
-            ),
+                tenant,
+            } => {
+                write!(
+                    f,
+                    "login of data source {source}, role {role}, credential version {version}"
+                )?;
+                match tenant {
+                    Some(tenant) => write!(f, ", where a file leads tenant {tenant}"),
+                    None => Ok(()),
+                }
+            }
         }
     }
 }

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod control;
+#[path = "overrides/elsewhere.rs"]
+mod elsewhere;
 #[path = "overrides/files.rs"]
 mod files;
 #[path = "overrides/looked_up_again.rs"]

@@ -21,6 +21,8 @@ pub(super) struct Freshness {
     confirmed_at: AtomicU64,
     /// A [`Standing`] as a number, with [`ANY_VERSION`] if that was said.
     standing: AtomicU64,
+    /// In which life of the control plane it was read last.
+    life: AtomicU64,
 }
 
 /// What a reader of the change log may conclude about something that it hears nothing of.
@@ -38,16 +40,17 @@ pub(crate) enum Standing {
 const ANY_VERSION: u64 = 4;
 
 impl Freshness {
-    pub(super) const fn new(confirmed_at: u64, until: u64) -> Self {
+    pub(super) const fn new(life: u64, confirmed_at: u64, until: u64) -> Self {
         Self {
             until: AtomicU64::new(until),
             confirmed_at: AtomicU64::new(confirmed_at),
             standing: AtomicU64::new(0),
+            life: AtomicU64::new(life),
         }
     }
 
-    pub(super) const fn retired(confirmed_at: u64) -> Self {
-        Self::new(confirmed_at, RETIRED)
+    pub(super) const fn retired(life: u64, confirmed_at: u64) -> Self {
+        Self::new(life, confirmed_at, RETIRED)
     }
 
     /// Over, and in doubt: nothing that was heard says anything about it.
@@ -62,6 +65,7 @@ impl Freshness {
             until: AtomicU64::new(self.until.load(Ordering::Acquire)),
             confirmed_at: AtomicU64::new(self.confirmed_at.load(Ordering::Acquire)),
             standing: AtomicU64::new(self.standing.load(Ordering::Acquire)),
+            life: AtomicU64::new(self.life()),
         }
     }
 
@@ -72,6 +76,15 @@ impl Freshness {
 
     pub(super) fn confirmed_at(&self) -> u64 {
         self.confirmed_at.load(Ordering::Acquire)
+    }
+
+    pub(super) fn life(&self) -> u64 {
+        self.life.load(Ordering::Acquire)
+    }
+
+    /// It was read again, in that life.
+    pub(super) fn live_on(&self, life: u64) {
+        self.life.fetch_max(life, Ordering::AcqRel);
     }
 
     /// Never shortens, and does not bring back what was retired.

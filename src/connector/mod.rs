@@ -22,7 +22,7 @@ pub(crate) use self::freshness::Standing;
 use crate::{
     breaker::BreakerStatus,
     error::{Error, ErrorKind},
-    tenant::{Access, DataSource, Tenant, TenantId, TenantRecord, Version},
+    tenant::{Access, DataSource, DataSourceId, Tenant, TenantId, TenantRecord, Version},
 };
 
 /// Makes handles.
@@ -86,28 +86,64 @@ pub struct Route {
 /// Who says what a route says.
 enum Origin {
     ControlPlane,
-    /// A file, instead of the control plane, which says this.
-    Overridden(Arc<TenantRecord>),
+    /// A file, instead of the control plane.
+    Overridden {
+        /// What the control plane says.
+        base: Arc<TenantRecord>,
+        /// Which of the things that files have said of the tenant so far, counted up.
+        saying: u64,
+    },
     /// A file alone.
-    Given,
+    Given {
+        /// As above.
+        saying: u64,
+    },
+}
+
+/// Which of two routes that lead to one data source says the newer thing of it; the greater one does.
+///
+/// The version of a data source tells in one life of the control plane, which ends when it is restored: what is read after
+/// that counts, however low its version. And it tells of what one file says; what the next one says counts, whatever
+/// versions are in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Precedence {
+    saying: u64,
+    life: u64,
+    version: Version,
+}
+
+#[cfg_attr(
+    not(feature = "postgres"),
+    expect(dead_code, reason = "data in memory is led nowhere")
+)]
+impl Precedence {
+    /// Whether the versions of both tell: those of credentials too.
+    pub(crate) fn is_comparable_with(self, other: Self) -> bool {
+        (self.saying, self.life) == (other.saying, other.life)
+    }
 }
 
 impl Route {
     /// A route that the control plane confirmed at one moment and that may be served until another.
-    pub(crate) const fn new(record: Arc<TenantRecord>, confirmed_at: u64, fresh_until: u64) -> Self {
+    pub(crate) const fn new(
+        record: Arc<TenantRecord>,
+        life: u64,
+        confirmed_at: u64,
+        fresh_until: u64,
+    ) -> Self {
         Self {
             record,
             origin: Origin::ControlPlane,
-            freshness: Freshness::new(confirmed_at, fresh_until),
+            freshness: Freshness::new(life, confirmed_at, fresh_until),
         }
     }
 
     /// A route for those who asked before it was overtaken, and for nobody after them.
-    pub(crate) const fn overtaken(record: Arc<TenantRecord>, confirmed_at: u64) -> Self {
+    pub(crate) const fn overtaken(record: Arc<TenantRecord>, life: u64, confirmed_at: u64) -> Self {
         Self {
             record,
             origin: Origin::ControlPlane,
-            freshness: Freshness::retired(confirmed_at),
+            freshness: Freshness::retired(life, confirmed_at),
         }
     }
 
@@ -135,24 +171,28 @@ impl Route {
     }
 
     /// What a file says of a tenant that nobody else has spoken of. Whoever looks it up asks the control plane.
-    pub(crate) fn given(record: Arc<TenantRecord>, now: u64) -> Self {
-        let freshness = Freshness::new(now, 0);
+    pub(crate) fn given(record: Arc<TenantRecord>, saying: u64, now: u64) -> Self {
+        let freshness = Freshness::new(0, now, 0);
         freshness.expire_unread();
         Self {
             record,
-            origin: Origin::Given,
+            origin: Origin::Given { saying },
             freshness,
         }
     }
 
-    /// The same with another record to be served instead of the control plane's, or with none.
-    pub(crate) fn overridden_by(&self, served: Option<Arc<TenantRecord>>) -> Self {
+    /// The same with another record to be served instead of the control plane's, because of what a file said as the
+    /// `saying`th thing, or with none.
+    pub(crate) fn overridden_by(&self, served: Option<Arc<TenantRecord>>, saying: u64) -> Self {
         let base = match &self.origin {
-            Origin::Overridden(base) => base,
-            Origin::ControlPlane | Origin::Given => &self.record,
+            Origin::Overridden { base, .. } => base,
+            Origin::ControlPlane | Origin::Given { .. } => &self.record,
         };
         let (record, origin) = match served {
-            Some(served) => (served, Origin::Overridden(Arc::clone(base))),
+            Some(served) => {
+                let base = Arc::clone(base);
+                (served, Origin::Overridden { base, saying })
+            }
             None => (Arc::clone(base), Origin::ControlPlane),
         };
         Self {
@@ -170,7 +210,49 @@ impl Route {
 
     /// Whether an override file alone speaks of the tenant.
     pub(crate) const fn is_given(&self) -> bool {
-        matches!(self.origin, Origin::Given)
+        matches!(self.origin, Origin::Given { .. })
+    }
+
+    /// How what it says of the data source that it leads to compares with what others say.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(dead_code, reason = "data in memory is led nowhere")
+    )]
+    pub(crate) fn precedence(&self) -> Precedence {
+        let saying = match self.origin {
+            Origin::ControlPlane => 0,
+            Origin::Overridden { saying, .. } | Origin::Given { saying } => saying,
+        };
+        Precedence {
+            saying: if cfg!(biplane_mutant = "older_files_lead") {
+                0
+            } else {
+                saying
+            },
+            life: self.life(),
+            version: self.source().version,
+        }
+    }
+
+    /// How what the control plane says of its data source compares with what it says elsewhere.
+    pub(crate) fn precedence_of_record(&self) -> Precedence {
+        Precedence {
+            saying: 0,
+            life: self.life(),
+            version: self.record().source.version,
+        }
+    }
+
+    fn life(&self) -> u64 {
+        match cfg!(biplane_mutant = "restored_sources_are_too_old") {
+            true => 0,
+            false => self.freshness.life(),
+        }
+    }
+
+    /// The control plane said it again, in that life.
+    pub(crate) fn live_on(&self, life: u64) {
+        self.freshness.live_on(life);
     }
 
     #[inline]
@@ -229,8 +311,8 @@ impl Route {
     /// What the control plane says, or a file if nobody else does.
     pub(crate) fn record(&self) -> &TenantRecord {
         match &self.origin {
-            Origin::Overridden(base) => base,
-            Origin::ControlPlane | Origin::Given => &self.record,
+            Origin::Overridden { base, .. } => base,
+            Origin::ControlPlane | Origin::Given { .. } => &self.record,
         }
     }
 
@@ -294,11 +376,40 @@ pub(crate) trait Routes: Debug + Send + Sync + 'static {
     /// The route as the control plane has it now, whatever is known. If it cannot tell, what is known stays known.
     async fn reload(&self, tenant: TenantId) -> Result<Arc<Route>, Error>;
 
+    /// The route as it is known, however old; `None` when it is not cached.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(dead_code, reason = "data in memory is led nowhere")
+    )]
+    fn known(&self, tenant: TenantId) -> Option<Arc<Route>>;
+
+    /// What is known of a data source; `None` when no tenant who is cached is on it.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(dead_code, reason = "data in memory is led nowhere")
+    )]
+    fn of_source(&self, source: DataSourceId) -> Option<OfSource>;
+
     /// How long ago the route was confirmed.
     fn age(&self, tenant: TenantId) -> Option<Duration>;
 
     /// Whether an override file says where the data is.
     fn is_overridden(&self, tenant: TenantId) -> Option<bool>;
+}
+
+/// What a router knows of a data source, from whichever of its tenants was read last.
+#[derive(Clone, Debug)]
+#[cfg_attr(
+    not(feature = "postgres"),
+    expect(dead_code, reason = "data in memory is led nowhere")
+)]
+pub(crate) struct OfSource {
+    /// A route whose record says the newest thing of it.
+    pub(crate) newest: Arc<Route>,
+    /// Whether that need not be asked for again yet.
+    pub(crate) is_fresh: bool,
+    /// Of whom to ask for it: one who is on it.
+    pub(crate) tenant: TenantId,
 }
 
 /// A tenant's way to its current route, kept by a handle.
@@ -317,6 +428,15 @@ impl TenantRoute {
     #[must_use]
     pub const fn tenant(&self) -> TenantId {
         self.tenant
+    }
+
+    /// The router that it belongs to.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(dead_code, reason = "data in memory is led nowhere")
+    )]
+    pub(crate) fn routes(&self) -> &Arc<dyn Routes> {
+        &self.routes
     }
 
     /// The current route. Answered from the cache as a rule; ask for every use of the handle.

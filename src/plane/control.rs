@@ -87,7 +87,7 @@ impl ControlDb {
             guard: None,
             successor: Successor::default(),
         };
-        let stack = pool.stack(dial, cap, 0)?;
+        let stack = pool.stack(dial, cap, 0, None)?;
         Ok(Self::new(Arc::new(ControlLease { pool, stack })))
     }
 
@@ -144,7 +144,7 @@ struct ControlLease {
 #[async_trait]
 impl Lease for ControlLease {
     async fn lease(&self) -> Result<Lent, Error> {
-        match self.stack.checkout(|| None).await {
+        match self.stack.checkout().await {
             Ok(checkout) => Ok(Lent::new(checkout, Access::ReadWrite, None)),
             Err(error) => Err(could_not_ask(error)),
         }

@@ -26,15 +26,19 @@ use crate::{
 /// How often the log is told that a server takes no more connections.
 const TELL_CROWDED_EVERY: Duration = Duration::from_secs(60);
 
-/// Asks whether what connections are made with has changed.
+/// Asks whether what the connections of a stack are made with has changed. Kept by the stack, so it must not keep that
+/// alive.
 #[async_trait]
 pub(crate) trait Renewal: Send + Sync + 'static {
     /// Asks where the truth is, and renews the stack if it says something else than the stack has.
     async fn renew(&self);
+}
 
-    /// Renews the stack if what is known says something else than the stack has, which is asked for only if it is known to
-    /// be out of date.
-    async fn follow(&self);
+/// Looks after the stacks of a pool, for whoever made them.
+pub(crate) trait Upkeep: Send + Sync + 'static {
+    /// Called once a second. Renews stacks of which it is known that they should lead elsewhere, and lets those go that
+    /// nobody wants; whatever takes its time is for a task.
+    fn look_after(self: Arc<Self>);
 }
 
 /// By which breakers somebody goes who connects.
@@ -156,7 +160,7 @@ impl Shared {
                 Arc::clone(&target.dial),
                 Arc::clone(&stack.0.alive),
                 target.generation,
-                target.renewal.clone(),
+                stack.0.renewal.clone(),
             )
         });
         let Some((dial, alive, generation, renewal)) = target else {
@@ -283,7 +287,7 @@ impl Shared {
     fn tell_waiting(self: &Arc<Self>, scope: &BreakerScope) {
         let stacks: Vec<(StackId, Stack)> = locked(&self.stacks)
             .iter()
-            .filter_map(|(id, stack)| Some((*id, Stack(stack.upgrade()?))))
+            .filter_map(|(id, listed)| Some((*id, Stack(listed.stack.upgrade()?))))
             .collect();
         for (id, stack) in stacks {
             let dial = Arc::clone(&locked(&stack.0.target).dial);

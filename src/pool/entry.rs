@@ -111,8 +111,8 @@ impl Checkout {
         }
         self.be_busy().await?;
         self.look_names_up_anew(entry).await?;
-        let as_new = self.must_be_as_new(entry);
-        let text = self.begin_text(options, entry, as_new);
+        let mut text = self.make_as_new(entry);
+        text.push_str(&self.text_to_begin(options, entry));
         self.begins();
         let begun = PgTransactionManager::begin(self.connection(), Some(AssertSqlSafe(text).into_sql_str()));
         let begun = begun.await;
@@ -134,10 +134,8 @@ impl Checkout {
         }
         self.be_busy().await?;
         self.look_names_up_anew(Some(entry)).await?;
-        let as_new = self.must_be_as_new(Some(entry));
-        let mut text = String::new();
-        if as_new {
-            self.push_as_new(&mut text, entry);
+        let mut text = self.make_as_new(Some(entry));
+        if !text.is_empty() {
             // What fails before its commit leaves a transaction.
             self.begins();
         }
@@ -150,19 +148,10 @@ impl Checkout {
         Ok(())
     }
 
-    /// The text that [`Checkout::begin`] would send, for code that begins by itself on a connection that has entered.
+    /// The text that [`Checkout::begin`] sends where the session need not be made as new, for code that begins by itself on
+    /// a connection that has entered.
     pub(crate) fn text_to_begin(&self, options: &str, entry: Option<&Entry>) -> String {
-        self.begin_text(options, entry, false)
-    }
-
-    fn begin_text(&self, options: &str, entry: Option<&Entry>, as_new: bool) -> String {
-        let mut text = String::new();
-        match entry.filter(|_| as_new) {
-            Some(entry) => self.push_as_new(&mut text, entry),
-            None if self.lends_names() => text.push_str(FORGET_PREPARED),
-            None => {}
-        }
-        text.push_str("begin");
+        let mut text = String::from("begin");
         text.push_str(options);
         if !self.dial().session_is_ours() {
             text.push_str("; select ");
@@ -196,8 +185,20 @@ impl Checkout {
         }
     }
 
-    fn push_as_new(&self, text: &mut String, entry: &Entry) {
-        text.push_str(AS_NEW);
+    /// What to send first: whatever makes the session as new, if it must be; little or nothing if not. From here on the session is taken to have
+    /// entered as nobody, whatever becomes of the round trip: its first part is committed by itself, and may have been
+    /// though the rest was refused or nobody waited for the answer.
+    fn make_as_new(&mut self, entry: Option<&Entry>) -> String {
+        let Some(entry) = entry.filter(|_| self.must_be_as_new(entry)) else {
+            return match self.lends_names() {
+                true => FORGET_PREPARED.to_owned(),
+                false => String::new(),
+            };
+        };
+        if !cfg!(biplane_mutant = "sessions_made_as_new_stay_entered") {
+            self.memory().entered = None;
+        }
+        let mut text = String::from(AS_NEW);
         if self.dial().session_is_ours() {
             if entry.isolation == Isolation::Schema {
                 // sqlx has none left.
@@ -214,6 +215,7 @@ impl Checkout {
             });
         }
         text.push_str("commit; ");
+        text
     }
 
     /// Whether a statement's name lasts no longer than a transaction.

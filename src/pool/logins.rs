@@ -165,6 +165,11 @@ impl Keeper {
                 .is_some_and(|kept| kept.renew_at <= SystemTime::now())
     }
 
+    /// Whether a login is kept.
+    pub(super) fn keeps_any(&self) -> bool {
+        self.kept_until.load(Relaxed) != 0
+    }
+
     /// Whether the login that is kept has expired.
     pub(super) fn is_over(&self) -> bool {
         self.kept_until.load(Relaxed) != 0 && self.still_valid().is_none()

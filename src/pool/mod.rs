@@ -23,14 +23,15 @@ mod outdated;
 mod quote;
 mod scheduler;
 mod session;
+mod stack;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     num::NonZeroU32,
     sync::{
-        Arc, Mutex, MutexGuard, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, OnceLock, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -39,7 +40,7 @@ use tokio::{
     runtime::Handle,
     sync::{Notify, Semaphore, oneshot},
     task::JoinHandle,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout},
 };
 
 pub use self::{
@@ -48,7 +49,7 @@ pub use self::{
 };
 
 pub(crate) use self::{
-    attempt::Renewal,
+    attempt::{Renewal, Upkeep},
     breaker::Guard,
     connection::Checkout,
     dial::{Dial, Successor, check_environment, check_server},
@@ -58,17 +59,19 @@ pub(crate) use self::{
     logins::{Keeper, Logins, Passport},
     quote::{identifier, literal},
     session::Protocol,
+    stack::Stack,
 };
 use self::{
-    breaker::{Admission, Breakers},
+    breaker::Breakers,
     connection::{Lent, Physical},
     logins::LoginCounts,
     outdated::Alive,
-    scheduler::{Action, Generation, HeldUpBy, Leave, Offer, Refusal, Scheduler, StackId},
+    scheduler::{Action, Generation, Scheduler, StackId},
+    stack::{StackInner, Target},
 };
 use crate::{
     breaker::BreakerStatus,
-    error::{BudgetScope, Error, ErrorKind},
+    error::{Error, ErrorKind},
 };
 
 type Caller = oneshot::Sender<Result<Checkout, Error>>;
@@ -115,32 +118,19 @@ pub struct PoolStats {
     pub failed_renewals: u64,
 }
 
-/// A stack of a pool: connections that are alike. Its connections are drained when the last clone is dropped.
-#[derive(Clone)]
-pub(crate) struct Stack(Arc<StackInner>);
-
-struct StackInner {
-    id: StackId,
-    /// Its connections, by what they were made with.
+/// A stack as its pool knows it.
+struct Listed {
+    stack: Weak<StackInner>,
     alive: Arc<Alive>,
-    target: Mutex<Target>,
-    shared: Arc<Shared>,
 }
 
-/// Where a stack's connections lead, for now.
-struct Target {
-    dial: Arc<Dial>,
-    generation: Generation,
-    /// How the last caller that waited would find out whether this is out of date.
-    renewal: Option<Arc<dyn Renewal>>,
-}
-
-/// What is locked here is locked for moments, and never two at a time.
+/// What is locked here is locked for moments, and never two at a time, but for the count of a stack's connections, under
+/// which nothing else is.
 struct Shared {
     options: PoolOptions,
     breakers: Breakers,
     scheduler: Mutex<Scheduler<Physical, Caller>>,
-    stacks: Mutex<HashMap<StackId, Weak<StackInner>>>,
+    stacks: Mutex<HashMap<StackId, Listed>>,
     /// The connections that are lent, by number of checkout.
     lent: Mutex<HashMap<u64, Lent>>,
     reserved: Semaphore,
@@ -149,8 +139,9 @@ struct Shared {
     /// When the log was last told that a server is full.
     told_crowded: Mutex<Option<Instant>>,
     counters: Counters,
-    /// Whether somebody finds out just now which stacks are out of date.
-    following: AtomicBool,
+    /// Stacks whose login is being renewed before it expires.
+    renewing: Mutex<HashSet<StackId>>,
+    upkeep: OnceLock<Weak<dyn Upkeep>>,
 }
 
 /// Where tasks run: the runtime of the first caller, and of a later one if that runtime has ended, which its reaper
@@ -202,7 +193,8 @@ impl Pool {
             released: Notify::new(),
             told_crowded: Mutex::default(),
             counters: Counters::default(),
-            following: AtomicBool::new(false),
+            renewing: Mutex::default(),
+            upkeep: OnceLock::new(),
             options,
         })))
     }
@@ -283,8 +275,30 @@ impl Pool {
         }
     }
 
+    /// Has its stacks looked after by whoever makes them, once a second while there is a runtime.
+    pub(crate) fn be_looked_after(&self, upkeep: Weak<dyn Upkeep>) {
+        // A pool has one owner.
+        let _ = self.0.upkeep.set(upkeep);
+    }
+
+    /// Runs a task where the pool's run.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.spawn(task);
+    }
+
+    /// For how long connections rest that nobody wants.
+    pub(crate) fn idle_timeout(&self) -> Duration {
+        self.0.options.idle_timeout
+    }
+
     /// A new stack of at most `max` connections, of which `keep` rest for as long as they like.
-    pub(crate) fn stack(&self, dial: Dial, max: NonZeroU32, keep: u32) -> Result<Stack, Error> {
+    pub(crate) fn stack(
+        &self,
+        dial: Dial,
+        max: NonZeroU32,
+        keep: u32,
+        renewal: Option<Arc<dyn Renewal>>,
+    ) -> Result<Stack, Error> {
         check_server(&dial.server)?;
         let keep = usize::try_from(keep).unwrap_or(usize::MAX);
         let id = self.0.scheduler().add_stack(max.get(), keep);
@@ -295,209 +309,16 @@ impl Pool {
             target: Mutex::new(Target {
                 dial: Arc::new(dial),
                 generation: Generation::default(),
-                renewal: None,
             }),
+            renewal,
             shared: Arc::clone(&self.0),
         });
-        locked(&self.0.stacks).insert(id, Arc::downgrade(&stack));
+        let listed = Listed {
+            stack: Arc::downgrade(&stack),
+            alive: Arc::clone(&stack.alive),
+        };
+        locked(&self.0.stacks).insert(id, listed);
         Ok(Stack(stack))
-    }
-}
-
-impl Stack {
-    /// Borrows a connection, opening one if none rests and the caps allow it. A caller that has to wait leaves word how
-    /// to find out whether the stack is out of date.
-    ///
-    /// # Cancel safety
-    /// Safe: a caller that leaves gives up its place, and what was opened for it rests for the next one.
-    pub(crate) async fn checkout(
-        &self,
-        renewal: impl Fn() -> Option<Arc<dyn Renewal>>,
-    ) -> Result<Checkout, Error> {
-        let shared = &self.0.shared;
-        shared.counters.checkouts.fetch_add(1, Relaxed);
-        let mut deadline = None;
-        loop {
-            let taken = shared.scheduler().take(self.0.id);
-            let mut checkout = match taken {
-                Some(physical) => Checkout::new(physical, Arc::clone(shared), self.0.id),
-                None => {
-                    let deadline =
-                        deadline.get_or_insert_with(|| later(Instant::now(), shared.options.wait_timeout));
-                    self.wait(*deadline, &renewal).await?
-                }
-            };
-            if checkout.is_fit().await {
-                checkout.lend();
-                return Ok(checkout);
-            }
-        }
-    }
-
-    /// Leads somewhere else from now on, or with another login: what was opened before is closed as it comes back. The
-    /// cap holds all the while, and callers that wait go on waiting.
-    pub(crate) fn renew(&self, dial: Dial, max: NonZeroU32, keep: u32) -> Result<(), Error> {
-        check_server(&dial.server)?;
-        let generation = {
-            let mut target = locked(&self.0.target);
-            if cfg!(biplane_mutant = "breaker_forgets_with_the_pool")
-                && let Some(guard) = &target.dial.guard
-            {
-                self.0.shared.breakers.forget(guard);
-            }
-            let old = self.replace(&mut target, dial);
-            if let (Some(old), Some(new)) = (&old.guard, &target.dial.guard)
-                && old.login() != new.login()
-            {
-                self.0.shared.breakers.retire(old.login());
-            }
-            target.generation = target.generation.next();
-            target.generation
-        };
-        self.0.alive.begin(generation);
-        let keep = usize::try_from(keep).unwrap_or(usize::MAX);
-        self.0.shared.act(|scheduler, actions| {
-            scheduler.renew(self.0.id, generation, max.get(), keep, actions);
-        });
-        Ok(())
-    }
-
-    /// Makes new connections with this from now on, which leads to where the stack leads, with the same login: its sealed
-    /// text or the one that is to follow may be another. What was opened before stays as it is.
-    pub(crate) fn refresh(&self, dial: Dial) {
-        self.replace(&mut locked(&self.0.target), dial);
-    }
-
-    fn replace(&self, target: &mut Target, dial: Dial) -> Arc<Dial> {
-        dial.logins.count_in(&self.0.shared.counters.logins);
-        let dial = Arc::new(dial);
-        target.dial.successor.set(&dial);
-        std::mem::replace(&mut target.dial, dial)
-    }
-
-    async fn wait(
-        &self,
-        deadline: Instant,
-        renewal: &impl Fn() -> Option<Arc<dyn Renewal>>,
-    ) -> Result<Checkout, Error> {
-        let shared = &self.0.shared;
-        let id = self.0.id;
-        let dial = {
-            let mut target = locked(&self.0.target);
-            target.renewal = renewal();
-            Arc::clone(&target.dial)
-        };
-        let looked = shared.look(&dial);
-        if let Admission::Refused(time) = looked
-            && !cfg!(biplane_mutant = "refused_callers_wait")
-        {
-            // Who calls again and again must not keep its runtime from whatever it is waiting for.
-            tokio::task::consume_budget().await;
-            return Err(shared.refusal(&dial, time));
-        }
-        shared.settle_in();
-        let (caller, mut answer) = oneshot::channel();
-        let queued = shared.act(|scheduler, actions| {
-            match looked {
-                Admission::Hold => scheduler.hold(id, actions),
-                _ if scheduler.is_held(id) => scheduler.let_go(id, Leave::All, actions),
-                _ => {}
-            }
-            scheduler.wait(id, caller, actions)
-        });
-        if looked == Admission::Hold {
-            shared.perform(|actions| shared.hold(id, &dial, actions));
-        }
-        let number = match queued {
-            Ok(Offer::Connection(physical)) => {
-                return Ok(Checkout::new(physical, Arc::clone(shared), self.0.id));
-            }
-            Ok(Offer::Place(number)) => number,
-            Err(Refusal::Closed) => return Err(ErrorKind::Closed.into()),
-            Err(Refusal::Full) => return Err(exhausted(BudgetScope::Queue)),
-        };
-        let mut place = Place {
-            stack: self,
-            number: Some(number),
-        };
-        // Whoever was in the queue when a breaker opened has been told; this caller may have come just after.
-        if let Admission::Refused(time) = shared.look(&dial)
-            && !cfg!(biplane_mutant = "refused_callers_wait")
-            && place.leave_unless_tried_for()
-        {
-            return Err(shared.refusal(&dial, time));
-        }
-        let answered = timeout_at(deadline, &mut answer).await;
-        let left = place.leave();
-        if answered.is_err() && cfg!(biplane_mutant = "breaker_counts_queue_timeouts") {
-            shared.count_against(&dial);
-        }
-        if answered.is_err()
-            && cfg!(biplane_mutant = "waiting_in_vain_asks_for_routes")
-            && let Some(renewal) = renewal()
-        {
-            renewal.renew().await;
-        }
-        match (answered, left) {
-            (Ok(Ok(answer)), _) => answer,
-            (Err(_), Some(HeldUpBy::Stack)) => Err(exhausted(BudgetScope::DataSource)),
-            (Err(_), Some(HeldUpBy::Server)) => Err(exhausted(BudgetScope::Server)),
-            (Err(_), Some(HeldUpBy::Process)) => Err(exhausted(BudgetScope::Process)),
-            (Err(_), Some(HeldUpBy::Connect)) => {
-                let dial = Arc::clone(&locked(&self.0.target).dial);
-                Err(dial.unavailable("still connecting when the caller's time was up"))
-            }
-            // Served at the very moment when the time was up.
-            (Err(_), None) => answer
-                .try_recv()
-                .unwrap_or_else(|_| Err(ErrorKind::Closed.into())),
-            (Ok(Err(_)), _) => Err(ErrorKind::Closed.into()),
-        }
-    }
-}
-
-const fn exhausted(scope: BudgetScope) -> Error {
-    Error::new(ErrorKind::BudgetExhausted { scope })
-}
-
-/// A place in the queue, given up when the caller leaves.
-struct Place<'a> {
-    stack: &'a Stack,
-    number: Option<u64>,
-}
-
-impl Place<'_> {
-    fn leave(&mut self) -> Option<HeldUpBy> {
-        let number = self.number.take()?;
-        let stack = &self.stack.0;
-        stack
-            .shared
-            .act(|scheduler, actions| scheduler.leave(stack.id, number, actions))
-    }
-
-    /// Leaves, unless an attempt to connect is under way for this place: the probe's own caller waits for the probe.
-    fn leave_unless_tried_for(&mut self) -> bool {
-        let (id, shared) = (self.stack.0.id, &self.stack.0.shared);
-        let tried_for = self
-            .number
-            .is_some_and(|number| shared.scheduler().is_tried_for(id, number));
-        !tried_for && self.leave().is_some()
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.leave();
-    }
-}
-
-impl Drop for StackInner {
-    fn drop(&mut self) {
-        locked(&self.shared.stacks).remove(&self.id);
-        let callers = self
-            .shared
-            .act(|scheduler, actions| scheduler.drain(self.id, actions));
-        debug_assert!(callers.is_empty(), "a caller holds its stack");
     }
 }
 
@@ -552,7 +373,7 @@ impl Shared {
     }
 
     fn stack(&self, id: StackId) -> Option<Stack> {
-        locked(&self.stacks).get(&id)?.upgrade().map(Stack)
+        locked(&self.stacks).get(&id)?.stack.upgrade().map(Stack)
     }
 
     /// Runs a task at home. Without a runtime the process is ending; what the task owns is then dropped, and the socket
@@ -605,13 +426,5 @@ fn later(now: Instant, time: Duration) -> Instant {
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Pool").field(&self.stats()).finish()
-    }
-}
-
-impl fmt::Debug for Stack {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Stack")
-            .field(&locked(&self.0.target).dial)
-            .finish()
     }
 }

@@ -2,10 +2,9 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, Weak},
 };
 
-use futures_util::future::join_all;
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -23,6 +22,8 @@ pub(super) struct Alive(Mutex<Counts>);
 struct Counts {
     current: Generation,
     made: BTreeMap<Generation, u32>,
+    /// Whether there has been none for so long that nothing is kept for them either.
+    at_peace: bool,
 }
 
 /// That a connection is counted.
@@ -34,7 +35,10 @@ pub(super) struct Made {
 impl Alive {
     /// Counts one that is made with this.
     pub(super) fn add(self: &Arc<Self>, generation: Generation) -> Made {
-        *locked(&self.0).made.entry(generation).or_default() += 1;
+        let mut counts = locked(&self.0);
+        counts.at_peace = false;
+        *counts.made.entry(generation).or_default() += 1;
+        drop(counts);
         Made {
             alive: Arc::clone(self),
             generation: Some(generation),
@@ -55,8 +59,18 @@ impl Alive {
         counts.made.range(..counts.current).map(|(_, count)| count).sum()
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         locked(&self.0).made.is_empty()
+    }
+
+    /// Nothing is kept for connections of which there are none.
+    fn come_to_peace(&self) {
+        let mut counts = locked(&self.0);
+        counts.at_peace = counts.made.is_empty();
+    }
+
+    fn is_at_peace(&self) -> bool {
+        locked(&self.0).at_peace
     }
 
     fn current(&self) -> Generation {
@@ -83,32 +97,28 @@ impl Made {
 impl Shared {
     /// Connections that were made with what has been replaced.
     pub(super) fn outdated(&self) -> u32 {
-        self.all_stacks()
-            .iter()
-            .map(|stack| stack.0.alive.outdated())
-            .sum()
+        let stacks = locked(&self.stacks);
+        stacks.values().map(|listed| listed.alive.outdated()).sum()
     }
 
-    /// Once a second: closes what rests with a login that has been replaced, though nobody comes; ends what has been lent
-    /// for too long since; and renews logins before they expire.
+    /// Once a second: has stacks follow what is known, though nobody comes to them; ends what has been lent for too long
+    /// since its stack was renewed; and renews logins before they expire. Of stacks without connections nothing is asked.
     pub(super) fn follow_logins(self: &Arc<Self>) {
-        self.end_outdated();
-        if self.following.swap(true, Relaxed) {
-            return;
+        if let Some(upkeep) = self.upkeep.get().and_then(Weak::upgrade) {
+            upkeep.look_after();
         }
-        let following = Following(Arc::clone(self));
-        self.spawn(async move {
-            let stacks = following.0.all_stacks();
-            join_all(stacks.iter().map(Stack::follow)).await;
-        });
+        self.end_outdated();
+        for stack in self.stacks_at_work() {
+            stack.tend_login();
+        }
     }
 
     fn end_outdated(self: &Arc<Self>) {
         let now = Instant::now();
-        let current: HashMap<StackId, Generation> = self
-            .all_stacks()
+        let current: HashMap<StackId, Generation> = locked(&self.stacks)
             .iter()
-            .map(|stack| (stack.0.id, stack.0.alive.current()))
+            .filter(|(_, listed)| !listed.alive.is_empty())
+            .map(|(id, listed)| (*id, listed.alive.current()))
             .collect();
         let mut over: Vec<(Arc<Dial>, Backend)> = Vec::new();
         for lent in locked(&self.lent).values_mut() {
@@ -144,46 +154,66 @@ impl Shared {
         });
     }
 
-    /// Never under the lock: the last handle on a stack wants it as well.
-    fn all_stacks(&self) -> Vec<Stack> {
+    /// Those that have connections, or that something is still kept for.
+    fn stacks_at_work(&self) -> Vec<Stack> {
+        // Handed out of the lock: the last handle on a stack wants it as well.
         let stacks = locked(&self.stacks);
         stacks
             .values()
-            .filter_map(|stack| stack.upgrade().map(Stack))
+            .filter(|listed| !listed.alive.is_at_peace())
+            .filter_map(|listed| listed.stack.upgrade().map(Stack))
             .collect()
     }
 }
 
-/// While somebody finds out which stacks are out of date.
-struct Following(Arc<Shared>);
-
-impl Drop for Following {
-    fn drop(&mut self) {
-        self.0.following.store(false, Relaxed);
-    }
-}
-
 impl Stack {
-    async fn follow(&self) {
-        if self.0.alive.is_empty() {
-            // Nothing keeps a login in use, and so nothing is to be renewed; what is kept need not be.
-            let dial = Arc::clone(&locked(&self.0.target).dial);
-            if dial.logins.is_due() || dial.logins.is_over() {
-                dial.logins.forget();
+    /// Renews the login that is kept for its connections, if it is time. Each stack by itself: an issuer that hangs holds
+    /// up nobody else's.
+    fn tend_login(&self) {
+        let dial = Arc::clone(&locked(&self.0.target).dial);
+        let logins = &dial.logins;
+        let is_empty = self.0.alive.is_empty();
+        // Where nothing keeps a login in use nothing is to be renewed, and what is kept need not be.
+        if logins.is_over() || is_empty && logins.is_due() {
+            logins.forget();
+        }
+        if is_empty {
+            if !logins.keeps_any() {
+                self.0.alive.come_to_peace();
             }
             return;
         }
-        let renewal = locked(&self.0.target).renewal.clone();
-        if let Some(renewal) = renewal
-            && !cfg!(biplane_mutant = "who_rests_is_not_told")
+        if logins.is_due()
+            && let Some(renewing) = Renewing::begin(&self.0.shared, self.0.id)
         {
-            renewal.follow().await;
+            self.0.shared.spawn(async move {
+                dial.logins.renew().await;
+                drop(renewing);
+            });
         }
-        let dial = Arc::clone(&locked(&self.0.target).dial);
-        if dial.logins.is_over() {
-            dial.logins.forget();
-        } else if dial.logins.is_due() {
-            dial.logins.renew().await;
+    }
+}
+
+/// While the login of a stack is renewed.
+struct Renewing {
+    shared: Arc<Shared>,
+    id: StackId,
+}
+
+impl Renewing {
+    /// Unless it is being renewed already.
+    fn begin(shared: &Arc<Shared>, id: StackId) -> Option<Self> {
+        let mut renewing = locked(&shared.renewing);
+        if cfg!(biplane_mutant = "issuers_wait_for_each_other") && !renewing.is_empty() {
+            return None;
         }
+        let shared = || Arc::clone(shared);
+        renewing.insert(id).then(|| Self { shared: shared(), id })
+    }
+}
+
+impl Drop for Renewing {
+    fn drop(&mut self) {
+        locked(&self.shared.renewing).remove(&self.id);
     }
 }

@@ -23,10 +23,10 @@ use super::{
     table::{Entry, Table},
 };
 use crate::{
-    connector::{Route, Routes},
+    connector::{OfSource, Route, Routes},
     error::{Error, ErrorKind},
     repository::{Found, TenantRepository},
-    tenant::{TenantId, TenantName, TenantRef},
+    tenant::{DataSourceId, TenantId, TenantName, TenantRef},
 };
 
 /// Queries to the control plane at a time. Names that are asked for meanwhile gather for the next one, so two are
@@ -347,6 +347,14 @@ impl<H: Clone + Send + Sync + 'static> Routes for Arc<Core<H>> {
     async fn reload(&self, tenant: TenantId) -> Result<Arc<Route>, Error> {
         let entry = Core::reload(self, tenant).await?;
         Arc::clone(&entry.route).open()
+    }
+
+    fn known(&self, tenant: TenantId) -> Option<Arc<Route>> {
+        self.known.route(tenant)
+    }
+
+    fn of_source(&self, source: DataSourceId) -> Option<OfSource> {
+        self.known.of_source(source, self.now())
     }
 
     fn is_overridden(&self, tenant: TenantId) -> Option<bool> {

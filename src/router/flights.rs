@@ -61,12 +61,16 @@ pub(super) type Moment = u64;
 #[derive(Debug)]
 pub(super) struct Batch<T> {
     begun: Moment,
+    /// Of the control plane, as far as it was known.
+    pub(super) life: u64,
     pub(super) flights: Arc<[Arc<Flight<T>>]>,
 }
 
 #[derive(Debug)]
 pub(super) struct Flights<T> {
     now: Moment,
+    /// How often the control plane is known to have begun another life.
+    life: u64,
     /// The load that a new caller of a name may wait for, and when its query began if it did.
     latest: HashMap<TenantName, (Arc<Flight<T>>, Option<Moment>)>,
     /// Loads that no query has taken up yet.
@@ -102,6 +106,7 @@ impl<T> Default for Flights<T> {
     fn default() -> Self {
         Self {
             now: 0,
+            life: 0,
             latest: HashMap::new(),
             queue: VecDeque::new(),
             air: Vec::new(),
@@ -164,6 +169,7 @@ impl<T: Clone> Flights<T> {
         }
         let batch = Batch {
             begun: self.now,
+            life: self.life,
             flights,
         };
         self.air.push(batch.clone());
@@ -240,9 +246,10 @@ impl<T: Clone> Flights<T> {
         }
     }
 
-    /// Whatever was read before now does not count.
-    pub(super) fn overtake_all(&mut self) {
+    /// Another life of the control plane has begun: whatever was read before now does not count.
+    pub(super) fn other_life(&mut self) {
         self.now += 1;
+        self.life += 1;
         self.everything = self.now;
         self.last_change = self.now;
     }
@@ -317,6 +324,7 @@ impl<T> Clone for Batch<T> {
     fn clone(&self) -> Self {
         Self {
             begun: self.begun,
+            life: self.life,
             flights: Arc::clone(&self.flights),
         }
     }

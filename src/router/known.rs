@@ -9,6 +9,7 @@ mod changes;
 mod holding;
 mod landing;
 mod overriding;
+mod sources;
 
 use std::sync::{
     Arc, PoisonError, Weak,
@@ -17,20 +18,19 @@ use std::sync::{
 
 pub use self::brake::BrakeHealth;
 pub(super) use self::changes::Page;
-use self::{brake::Brake, holding::News, landing::Landing};
+use self::{brake::Brake, holding::News, landing::Landing, overriding::Said, sources::Sources};
 use super::{
     BrakeOptions, CacheOptions, clock,
     flights::{Batch, Flight, Flights, Joined, Moment},
-    overrides::InForce,
     pacing::Pacing,
     sync::{AtomicBool, Map, Mutex, MutexGuard},
     table::{Entry, Table},
 };
 use crate::{
-    connector::{Route, Standing},
+    connector::{OfSource, Route, Standing},
     error::{Error, ErrorKind},
     repository::Found,
-    tenant::{Access, TenantId, TenantName},
+    tenant::{Access, DataSourceId, TenantId, TenantName},
 };
 
 type Answer<H> = Result<Arc<Entry<H>>, Error>;
@@ -39,6 +39,8 @@ pub(super) struct Known<H> {
     options: CacheOptions,
     ages: Ages,
     routes: Map<TenantId, Arc<Route>>,
+    /// What the routes say of data sources. Written under the lock of the desk.
+    sources: Sources,
     /// Weak, because the handles in the table keep the core, and with it this, alive.
     table: Weak<Table<H>>,
     /// Names that lead nowhere, and until when that is believed.
@@ -46,7 +48,7 @@ pub(super) struct Known<H> {
     jitter: foldhash::fast::RandomState,
     desk: Mutex<Desk<H>>,
     /// Written under the lock of the desk.
-    overrides: Mutex<Arc<InForce>>,
+    overrides: Mutex<Said>,
     heard_of_sources: AtomicU64,
     closed: AtomicBool,
 }
@@ -129,10 +131,11 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
                 brake: Brake::new(brake),
                 news: News::default(),
             }),
-            overrides: Mutex::new(Arc::default()),
+            overrides: Mutex::default(),
             heard_of_sources: AtomicU64::new(0),
             options,
             routes: Map::new(),
+            sources: Sources::default(),
             table: Arc::downgrade(table),
             unknown,
             jitter: foldhash::fast::RandomState::default(),
@@ -289,6 +292,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         if !cfg!(biplane_mutant = "close_keeps_the_table") {
             self.routes.for_each(|route| route.retire());
             self.routes.clear();
+            self.sources.clear();
             if let Some(table) = self.table.upgrade() {
                 table.clear();
             }
@@ -347,10 +351,22 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         kept.unwrap_or_else(|| Arc::new(Entry::new(Arc::clone(route))))
     }
 
+    /// What the cached tenants of a data source say of it.
+    pub(super) fn of_source(&self, source: DataSourceId, now: u64) -> Option<OfSource> {
+        self.sources.find(source, now)
+    }
+
+    /// Lets readers find a route by the tenant's id.
+    fn publish(&self, route: Arc<Route>) {
+        self.sources.add(&route);
+        self.routes.insert(route.tenant().id, route);
+    }
+
     fn forget(&self, tenant: TenantId) {
         if let Some(route) = self.route(tenant) {
             route.retire();
             self.routes.remove(&tenant);
+            self.sources.remove(&route);
             if let Some(table) = self.table.upgrade() {
                 table.forget(&route);
             }

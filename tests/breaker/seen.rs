@@ -64,6 +64,7 @@ async fn what_is_left_alone_is_told_by_name_with_what_it_cost() {
         source: locked_out.source,
         role: Role::App,
         version: CredentialVersion::FIRST,
+        tenant: None,
     };
     let status = of(&biplane, &login).unwrap();
     assert!(is_open(&status), "{status:?}");

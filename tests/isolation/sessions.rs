@@ -9,7 +9,7 @@ use biplane::{
 use sqlx::{Executor, Row};
 
 use crate::{
-    data_plane::{World, backend, options},
+    data_plane::{World, backend, give_up_after, options},
     homes::{Home, Own, Resident, add, code, count, handle, kind, unaware, world},
 };
 
@@ -289,5 +289,48 @@ async fn a_session_that_a_tenant_has_spoilt_for_itself_is_not_kept() {
             tx.execute("select 1").await.unwrap();
             tx.commit().await.unwrap();
         }
+    }
+}
+
+/// A tenant who is gone, whose old route still leads one router to a database that another tenant has for itself by now, and
+/// that one. Both through one connection, which has entered as the second.
+async fn gone_and_at_home() -> (World<'static>, Resident, [TenantDb; 2]) {
+    let (world, home, first, biplane, gone) = crate::homes::one(Isolation::Row).await;
+    let version = world.record(first.id).await.version;
+    let archived = world
+        .control
+        .set_status(&world.by, first.id, version, TenantStatus::Archived)
+        .await
+        .unwrap();
+    world
+        .control
+        .delete(&world.by, first.id, archived.version)
+        .await
+        .unwrap();
+    let leave = "delete from biplane.residence";
+    world.cluster.sql(&home.database, leave).await.unwrap();
+    let resident = home.resident(&world, Isolation::Database).await;
+    let db = handle(&biplane, &resident).await;
+    assert_eq!(leftovers(&db, &resident).await, "");
+    (world, resident, [gone, db])
+}
+
+#[tokio::test]
+async fn a_session_is_entered_again_after_another_tenant_was_refused_in_it() {
+    let (_world, resident, [gone, db]) = gone_and_at_home().await;
+    let session = backend(&db).await;
+    gone.begin().await.unwrap_err();
+    assert_eq!(leftovers(&db, &resident).await, "");
+    assert_eq!(backend(&db).await, session, "the same, or nothing was shown");
+}
+
+/// Whoever gives up does so before, while or after the server does what it was asked.
+#[tokio::test]
+async fn a_session_is_entered_again_after_another_tenant_gave_up_entering() {
+    for polls in 1..=6 {
+        let (_world, resident, [gone, db]) = gone_and_at_home().await;
+        let given_up = give_up_after(polls, gone.begin()).await.is_none();
+        assert!(given_up || polls > 1, "nobody gave up");
+        assert_eq!(leftovers(&db, &resident).await, "", "after {polls} polls");
     }
 }

@@ -1,11 +1,24 @@
 //! What becomes of connections that were made with a login which has been replaced.
 
-use biplane::{repository::CredentialSlot::Next, testing::wait};
+use biplane::{
+    Biplane,
+    error::Error,
+    plane::{DataSchema, RoleName},
+    repository::{
+        CredentialSlot::{self, Next},
+        NewSource, TenantAdmin,
+    },
+    router::FeedOptions,
+    secret::Credential,
+    tenant::{DatabaseId, Isolation, Location, Slug, TenantId, TenantStatus},
+    testing::wait,
+};
+use serde_json::json;
 use std::time::Duration;
 
 use crate::{
     Sealed,
-    data_plane::{LIMIT, options},
+    data_plane::{LIMIT, Placed, options},
     user,
 };
 
@@ -81,6 +94,124 @@ async fn work_that_outlasts_the_drain_timeout_is_ended() {
     drop(held);
     wait::until("nothing is left", LIMIT, async || {
         biplane.stats().connector.outdated == 0
+    })
+    .await
+    .unwrap();
+}
+
+/// A fenced database without tenants, for whoever logs in with one of these.
+async fn home(sealed: &Sealed, logins: [&Credential; 2]) -> (Placed, DatabaseId) {
+    let world = &sealed.world;
+    let name = format!("home{}", uuid::Uuid::new_v4().simple());
+    world.cluster.create_database(&name).await.unwrap();
+    let id = DatabaseId::new();
+    let readers = logins.map(|login| RoleName::parse(login.username()).unwrap());
+    let mut owner = world.cluster.connect(&name).await.unwrap();
+    DataSchema::install(&mut owner, id, &readers).await.unwrap();
+    let mut source = NewSource::new(name.as_str(), Location::Server(world.cluster.server(&name)));
+    source.database_id = Some(id);
+    let source = world.control.create_source(&world.by, source).await.unwrap().id;
+    let home = Placed {
+        id: TenantId::new(),
+        slug: Slug::parse("nobody").unwrap(),
+        source,
+        source_name: name.clone(),
+        database: name,
+    };
+    sealed.store(&home, CredentialSlot::Current, logins[0]).await;
+    (home, id)
+}
+
+/// A tenant who shares it.
+async fn lodger(sealed: &Sealed, home: &(Placed, DatabaseId), name: &str) -> (TenantId, Slug) {
+    let (Placed { source, database, .. }, id) = home;
+    let world = &sealed.world;
+    let name = format!("{name}-{}", uuid::Uuid::new_v4().simple());
+    let (tenant, slug) = world.tenant_at(&name, *source, Isolation::Row).await;
+    let sql = format!(
+        "insert into biplane.residence (tenant_id, epoch, state, isolation, database_id)
+         values ('{tenant}', 1, 'open', 'row', '{id}')"
+    );
+    world.cluster.sql(database, &sql).await.unwrap();
+    (tenant, slug)
+}
+
+/// Connections belong to a data source: who had them last may be gone, and nobody else need come.
+#[tokio::test]
+async fn connections_at_rest_close_whatever_became_of_the_tenant_who_waited_for_them() {
+    for fate in ["suspended", "moved", "overridden"] {
+        let sealed = Sealed::new().await;
+        let world = &sealed.world;
+        let (old, new) = (sealed.role("old").await, sealed.role("new").await);
+        let shared = home(&sealed, [&old, &new]).await;
+        let (elsewhere, _) = home(&sealed, [&old, &new]).await;
+        let (last, of_last) = lodger(&sealed, &shared, "last").await;
+        let (_, of_first) = lodger(&sealed, &shared, "first").await;
+        let desk = tempfile::tempdir().unwrap();
+        let file = desk.path().join("overrides.json");
+        let biplane = Biplane::postgres(world.control.clone(), sealed.keyring.clone())
+            .pool(options(4))
+            .feed(FeedOptions::default().interval(Duration::from_millis(50)))
+            .overrides(&file)
+            .build()
+            .unwrap();
+        let slug = of_last;
+        let of_last = biplane.route(&slug).await.unwrap();
+        let db = biplane.route(&of_first).await.unwrap();
+        let first = db.begin().await.unwrap();
+        drop((of_last.begin().await.unwrap(), first));
+
+        match fate {
+            "suspended" => world.status(last, TenantStatus::Suspended).await,
+            "moved" => {
+                let version = world.record(last).await.version;
+                let to = elsewhere.source;
+                let moved = world.control.place(&world.by, last, version, to, Isolation::Row);
+                moved.await.unwrap();
+            }
+            _ => {
+                let tenants = json!([{ "tenant": last, "source": elsewhere.source_name }]);
+                let text = json!({ "by": "ann", "reason": "a test", "sources": [], "tenants": tenants });
+                std::fs::write(&file, text.to_string()).unwrap();
+            }
+        }
+        // Nobody has said elsewhere that it lives there.
+        wait::until("its route is known to have changed", LIMIT, async || {
+            of_last.begin().await.is_err()
+        })
+        .await
+        .unwrap();
+        let sessions =
+            async |login: &Credential| sealed.sessions_of_at(login.username(), &shared.0.database).await;
+        assert_ne!(sessions(&old).await, 0, "{fate}");
+        sealed.store(&shared.0, Next, &new).await;
+        sealed.promote(&shared.0).await;
+        wait::until("they are closed", LIMIT, async || sessions(&old).await == 0)
+            .await
+            .unwrap_or_else(|error| panic!("{fate}: {error:?}"));
+        assert_eq!(user(&db).await.unwrap(), new.username());
+    }
+}
+
+#[tokio::test]
+async fn connections_at_rest_close_where_nobody_is_left_but_the_suspended() {
+    let sealed = Sealed::new().await;
+    let (old, new) = (sealed.role("old").await, sealed.role("new").await);
+    let placed = sealed.tenant(&old).await;
+    let biplane = sealed.biplane(options(4));
+    let db = biplane.route(&placed.slug).await.unwrap();
+    assert_eq!(user(&db).await.unwrap(), old.username());
+    sealed.world.status(placed.id, TenantStatus::Suspended).await;
+    wait::until("it is known", LIMIT, async || {
+        let refused = user(&db).await.err();
+        refused.is_some_and(|error| Error::of(&error).is_some())
+    })
+    .await
+    .unwrap();
+    sealed.store(&placed, Next, &new).await;
+    sealed.promote(&placed).await;
+    wait::until("they are closed", LIMIT, async || {
+        sealed.sessions_of(old.username()).await == 0
     })
     .await
     .unwrap();

@@ -1,7 +1,7 @@
 //! Logins that expire, from an issuer whose server takes them at their word.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -14,7 +14,7 @@ use biplane::{
     Biplane,
     error::{Error, ErrorKind},
     repository::{CredentialSource, Login},
-    tenant::{CredentialVersion, DataSource, Role},
+    tenant::{CredentialVersion, DataSource, DataSourceId, Role},
     testing::{postgres::Cluster, wait},
 };
 use secrecy::SecretString;
@@ -32,7 +32,13 @@ struct Issuer(Arc<Inner>);
 struct Inner {
     cluster: &'static Cluster,
     life: Duration,
+    /// Where another life is meant.
+    lives: Mutex<HashMap<DataSourceId, Duration>>,
     fails: AtomicBool,
+    /// Whose logins are never issued.
+    hangs: Mutex<HashSet<DataSourceId>>,
+    /// How many of each.
+    issued_for: Mutex<HashMap<DataSourceId, usize>>,
     /// When each was issued, and when it expires.
     issued: Mutex<Vec<(String, SystemTime, SystemTime)>>,
 }
@@ -42,6 +48,9 @@ impl Issuer {
         Self(Arc::new(Inner {
             cluster,
             life,
+            lives: Mutex::default(),
+            hangs: Mutex::default(),
+            issued_for: Mutex::default(),
             fails: AtomicBool::new(false),
             issued: Mutex::default(),
         }))
@@ -63,15 +72,21 @@ impl CredentialSource for Issuer {
         Ok(CredentialVersion::FIRST)
     }
 
-    async fn login(&self, _: &DataSource, _: Role) -> Result<Login, Error> {
+    async fn login(&self, source: &DataSource, _: Role) -> Result<Login, Error> {
         if self.0.fails.load(Relaxed) {
             return Err(ErrorKind::CredentialUnreadable { key: None }.into());
         }
+        let hangs = self.0.hangs.lock().unwrap().contains(&source.id);
+        if hangs {
+            std::future::pending::<()>().await;
+        }
+        let life = self.0.lives.lock().unwrap().get(&source.id).copied();
+        let life = life.unwrap_or(self.0.life);
         let user = format!("i{}", uuid::Uuid::new_v4().simple());
         let password = SecretString::from("issued");
         self.0.cluster.create_role(&user, &password, &[]).await.unwrap();
         let now = SystemTime::now();
-        let expires_at = now + self.0.life;
+        let expires_at = now + life;
         let since = expires_at
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap()
@@ -80,6 +95,7 @@ impl CredentialSource for Issuer {
             "do $$ begin execute format('alter role {user} valid until %L', to_timestamp({since})); end $$"
         );
         self.0.cluster.sql("postgres", &until).await.unwrap();
+        *self.0.issued_for.lock().unwrap().entry(source.id).or_default() += 1;
         let mut issued = self.0.issued.lock().unwrap();
         issued.push((user.clone(), now, expires_at));
         Ok(Login::new(login(&user, "issued")).expires_at(expires_at))
@@ -146,4 +162,29 @@ async fn an_issuer_that_fails_is_outlasted_by_the_old_login() {
     assert!(issued[1].1 < issued[0].2, "in time");
     drop(held);
     user(&db).await.unwrap();
+}
+
+/// The one that hangs is due first, and hangs until the other login has expired.
+#[tokio::test]
+async fn an_issuer_that_hangs_keeps_no_other_login_from_being_renewed() {
+    let world = World::new(shared().await);
+    let (hangs, other) = (world.tenant().await, world.tenant().await);
+    let issuer = Issuer::new(world.cluster, Duration::from_secs(16));
+    let shorter = (hangs.source, Duration::from_secs(12));
+    issuer.0.lives.lock().unwrap().extend([shorter]);
+    let biplane = Biplane::postgres(world.control.clone(), issuer.clone())
+        .pool(options(4))
+        .build()
+        .unwrap();
+    for placed in [&hangs, &other] {
+        user(&biplane.route(&placed.slug).await.unwrap()).await.unwrap();
+    }
+    issuer.0.hangs.lock().unwrap().insert(hangs.source);
+    let issued_for = |source| issuer.0.issued_for.lock().unwrap().get(&source).copied();
+    wait::until("the other is renewed", LIMIT, async || {
+        issued_for(other.source) > Some(1)
+    })
+    .await
+    .unwrap();
+    assert_eq!(issued_for(hangs.source), Some(1), "it hung all the while");
 }

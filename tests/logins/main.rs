@@ -12,6 +12,7 @@ mod expiry;
 mod flow;
 mod load;
 mod next;
+mod unused;
 
 use biplane::{
     Biplane,
@@ -126,6 +127,17 @@ impl Sealed {
             .pool(patient(pool))
             .breakers(breakers)
             .build()
+            .unwrap()
+    }
+
+    /// How many of them are in one database.
+    async fn sessions_of_at(&self, user: &str, database: &str) -> i64 {
+        let mut connection = self.world.cluster.connect("postgres").await.unwrap();
+        sqlx::query_scalar("select count(*) from pg_stat_activity where usename = $1 and datname = $2")
+            .bind(user)
+            .bind(database)
+            .fetch_one(&mut connection)
+            .await
             .unwrap()
     }
 

@@ -1,36 +1,31 @@
 //! Handles on Postgres databases.
 
 mod servers;
+mod stacks;
 
 use std::{
-    collections::{HashMap, HashSet, hash_map},
     fmt,
-    sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, Weak, atomic::AtomicBool},
     time::Duration,
 };
 
 use async_trait::async_trait;
 
 pub use self::servers::PgServers;
-use super::{Connector, ConnectorStats, Route, TenantRoute};
+use self::stacks::{StackKey, Stacks};
+use super::{Connector, ConnectorStats, Route, Routes, TenantRoute};
 use crate::{
     breaker::BreakerStatus,
     error::{Error, ErrorKind},
     plane::{Lease, Lent, TenantDb},
     pool::{
-        BreakerOptions, Dial, Entry, Guard, Keeper, Logins, Passport, Pool, PoolOptions, Renewal, Stack,
-        Successor, check_server,
+        BreakerOptions, Dial, Entry, Guard, Keeper, Logins, Passport, Pool, PoolOptions, Successor, Upkeep,
+        check_server,
     },
     repository::{CredentialSource, Login},
     secret::Credential,
     settings::Settings,
-    tenant::{
-        Access, CredentialVersion, DataSource, DataSourceId, Isolation, Location, PoolSettings, Role, Server,
-        Tenant, TenantId, Version,
-    },
+    tenant::{Access, CredentialVersion, DataSource, Location, PoolSettings, Role, Server, Tenant, TenantId},
 };
 
 /// How often a checkout starts over because the route changed while it waited for a connection. More means that the
@@ -126,20 +121,10 @@ pub struct PgConnector(Arc<Inner>);
 struct Inner {
     pool: Pool,
     options: Arc<PgConnectorOptions>,
-    stacks: Mutex<HashMap<Shared, Current>>,
+    stacks: Mutex<Stacks>,
+    /// Whose handles it has made, to ask what is known of data sources: one, unless somebody shares it.
+    routers: Mutex<Vec<Weak<dyn Routes>>>,
     told_unfenced: AtomicBool,
-}
-
-/// Who shares a stack. An overridden tenant has one of its own, so that what a file says never leads those elsewhere that
-/// others use.
-type Shared = (DataSourceId, Role, Option<TenantId>);
-
-/// The stack in use for a data source and role, and what it was made for.
-struct Current {
-    version: Version,
-    credential: CredentialVersion,
-    source: Arc<DataSource>,
-    stack: Stack,
 }
 
 impl PgConnector {
@@ -152,12 +137,16 @@ impl PgConnector {
             check_server(&environment.server)?;
         }
         let pool = Pool::with_breakers(options.pool.clone(), options.breakers)?;
-        Ok(Self(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             pool,
             options: Arc::new(options),
             stacks: Mutex::default(),
+            routers: Mutex::default(),
             told_unfenced: AtomicBool::default(),
-        })))
+        });
+        let upkeep: Arc<dyn Upkeep> = Arc::<Inner>::clone(&inner);
+        inner.pool.be_looked_after(Arc::downgrade(&upkeep));
+        Ok(Self(inner))
     }
 
     /// The pool that all its handles share.
@@ -172,6 +161,7 @@ impl Connector for PgConnector {
     type Handle = TenantDb;
 
     fn handle(&self, _: &Tenant, route: TenantRoute) -> Result<TenantDb, Error> {
+        self.0.know(route.routes());
         let lease = PgLease {
             connector: Arc::clone(&self.0),
             route,
@@ -217,7 +207,7 @@ impl Lease for PgLease {
         let mut route = self.route.current().await?;
         for _ in 0..MAX_REROUTES {
             let stack = self.connector.stack(&route, self.role)?;
-            let checkout = stack.checkout(|| Some(self.renewal())).await;
+            let checkout = stack.checkout().await;
             // The tenant may have been moved or suspended while this waited, and then it waited at the wrong place.
             if cfg!(biplane_mutant = "routes_are_not_looked_at_again") || self.route.is_current(&route)? {
                 return Ok(Lent::new(checkout?, access(&route, self.role), entry(&route)));
@@ -273,43 +263,6 @@ impl Lease for PgLease {
     }
 }
 
-impl PgLease {
-    fn renewal(&self) -> Arc<dyn Renewal> {
-        Arc::new(RouteRenewal {
-            connector: Arc::downgrade(&self.connector),
-            route: self.route.clone(),
-            role: self.role,
-        })
-    }
-}
-
-/// Asks the control plane again where a tenant's data is. Kept by the stack, so it must not keep that alive.
-struct RouteRenewal {
-    connector: Weak<Inner>,
-    route: TenantRoute,
-    role: Role,
-}
-
-#[async_trait]
-impl Renewal for RouteRenewal {
-    async fn renew(&self) {
-        if let Ok(route) = self.route.reload().await
-            && let Some(connector) = self.connector.upgrade()
-        {
-            // If there is no stack for it, the next checkout says why.
-            let _ = connector.stack(&route, self.role);
-        }
-    }
-
-    async fn follow(&self) {
-        if let Ok(route) = self.route.current().await
-            && let Some(connector) = self.connector.upgrade()
-        {
-            let _ = connector.stack(&route, self.role);
-        }
-    }
-}
-
 /// Whether a connection that one route led to is one that the other leads to: the login alone may be another, and what is at
 /// work with the one before it may go on.
 fn leads_alike(before: &Route, now: &Route) -> bool {
@@ -348,79 +301,28 @@ const fn role_access(role: Role) -> Access {
 }
 
 impl Inner {
-    fn unfenced(&self) -> usize {
-        let stacks = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
-        let unfenced = stacks
-            .iter()
-            .filter(|(_, current)| current.source.database_id.is_none());
-        unfenced
-            .map(|((source, _, _), _)| source)
-            .collect::<HashSet<_>>()
-            .len()
+    /// A router makes handles here.
+    fn know(&self, router: &Arc<dyn Routes>) {
+        let mut routers = self.routers.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |known: &Weak<dyn Routes>| std::ptr::addr_eq(known.as_ptr(), Arc::as_ptr(router));
+        if !routers.iter().any(is_it) {
+            routers.retain(|known| known.strong_count() > 0);
+            routers.push(Arc::downgrade(router));
+        }
     }
 
-    /// The stack for a route and role. It is led elsewhere if the address or the credential is another than the last
-    /// time.
-    fn stack(&self, route: &Route, role: Role) -> Result<Stack, Error> {
-        let source = route.source();
-        let isolation = route.tenant().placement.isolation;
-        if isolation != Isolation::Database
-            && source.database_id.is_none()
-            && !cfg!(biplane_mutant = "shared_databases_need_no_fence")
-        {
-            return Err(Error::new(ErrorKind::UnsupportedIsolation { isolation }).detail(
-                "tenants that share a database are kept apart by its fence; install the schema biplane there and give the \
-                 data source its database_id",
-            ));
-        }
-        let credential = self.options.credential_version(source, role)?;
-        let mut stacks = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
-        let alone = route.is_overridden().then_some(route.tenant().id);
-        match stacks.entry((source.id, role, alone)) {
-            hash_map::Entry::Occupied(mut entry) => {
-                let current = entry.get_mut();
-                // A route that is older than what others use is served with what they use.
-                if current.version <= source.version {
-                    if !current.serves(source, credential) {
-                        let (dial, pool) = self.dial(source, role, credential)?;
-                        current.stack.renew(dial, pool.max(), pool.min())?;
-                        current.source = Arc::clone(source);
-                        current.credential = credential;
-                    } else if current.is_told_otherwise(source, role) {
-                        let (dial, _) = self.dial(source, role, current.credential)?;
-                        current.stack.refresh(dial);
-                        current.source = Arc::clone(source);
-                    }
-                    current.version = source.version;
-                }
-                Ok(current.stack.clone())
-            }
-            hash_map::Entry::Vacant(entry) => {
-                let (dial, pool) = self.dial(source, role, credential)?;
-                let stack = self.pool.stack(dial, pool.max(), pool.min())?;
-                if source.database_id.is_none() && !self.told_unfenced.swap(true, Ordering::Relaxed) {
-                    tracing::info!(
-                        data_source = %source.name,
-                        "a data source without a database_id is not fenced; the statistics count those in use"
-                    );
-                }
-                entry.insert(Current {
-                    version: source.version,
-                    credential,
-                    source: Arc::clone(source),
-                    stack: stack.clone(),
-                });
-                Ok(stack)
-            }
-        }
+    fn routers(&self) -> Vec<Arc<dyn Routes>> {
+        let routers = self.routers.lock().unwrap_or_else(PoisonError::into_inner);
+        routers.iter().filter_map(Weak::upgrade).collect()
     }
 
     fn dial(
         &self,
+        key: StackKey,
         source: &Arc<DataSource>,
-        role: Role,
         credential: CredentialVersion,
     ) -> Result<(Dial, PoolSettings), Error> {
+        let role = key.role;
         let (server, pool) = match (&source.location, &self.options.environment) {
             (Location::Server(server), _) => (server.clone(), source.pool),
             (Location::Environment, Some(environment)) => (environment.server.clone(), environment.pool),
@@ -434,7 +336,13 @@ impl Inner {
             }
         };
         let dial = Dial {
-            guard: Some(Guard::new(source.id, role, credential, &server.endpoints)),
+            guard: Some(Guard::new(
+                key.source,
+                role,
+                credential,
+                key.alone,
+                &server.endpoints,
+            )),
             server,
             logins: Keeper::new(SourceLogins {
                 options: Arc::clone(&self.options),
@@ -449,24 +357,6 @@ impl Inner {
             successor: Successor::default(),
         };
         Ok((dial, pool))
-    }
-}
-
-impl Current {
-    /// Whether the record says otherwise how to log in, with the same login: sealed anew, or with another one to follow.
-    fn is_told_otherwise(&self, source: &DataSource, role: Role) -> bool {
-        self.version < source.version
-            && self.source.credentials.get(&role) != source.credentials.get(&role)
-            && !cfg!(biplane_mutant = "what_is_prepared_is_not_seen")
-    }
-
-    fn serves(&self, source: &DataSource, credential: CredentialVersion) -> bool {
-        // Who read the version of a credential just before it rose must not take everybody back to it.
-        let overtaken = self.version == source.version && credential < self.credential;
-        (self.credential == credential || overtaken)
-            && self.source.location == source.location
-            && self.source.pool == source.pool
-            && self.source.database_id == source.database_id
     }
 }
 

@@ -77,8 +77,8 @@ impl PgServers {
             guard: None,
             successor: Successor::default(),
         };
-        let stack = pool.stack(dial, NonZeroU32::MIN, 0)?;
-        let checkout = stack.checkout(|| None).await?;
+        let stack = pool.stack(dial, NonZeroU32::MIN, 0, None)?;
+        let checkout = stack.checkout().await?;
         Ok((pool, checkout))
     }
 }

@@ -37,7 +37,7 @@ use super::{
 use crate::{
     breaker::{BreakerScope, BreakerState, BreakerStatus},
     error::Error,
-    tenant::{CredentialVersion, DataSourceId, Endpoint, Role},
+    tenant::{CredentialVersion, DataSourceId, Endpoint, Role, TenantId},
 };
 
 /// Breakers of one process.
@@ -55,18 +55,21 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
-    /// The breakers of a login at these endpoints.
+    /// The breakers of a login at these endpoints: of everybody who uses it, or of one tenant alone.
     pub(crate) fn new(
         source: DataSourceId,
         role: Role,
         version: CredentialVersion,
+        tenant: Option<TenantId>,
         endpoints: &[Endpoint],
     ) -> Self {
+        let shares = cfg!(biplane_mutant = "overridden_logins_share_breakers");
         Self {
             login: BreakerScope::Login {
                 source,
                 role,
                 version,
+                tenant: tenant.filter(|_| !shares),
             },
             endpoints: endpoints.iter().cloned().map(BreakerScope::Endpoint).collect(),
         }

@@ -276,6 +276,7 @@ fn guard(endpoints: &[Endpoint]) -> Guard {
         DataSourceId::new(),
         Role::App,
         CredentialVersion::FIRST,
+        None,
         endpoints,
     )
 }
@@ -375,12 +376,16 @@ fn a_login_that_is_rejected_closes_nobody_else_out() {
         source,
         role,
         version,
+        tenant,
     } = *here.login()
     else {
         panic!("it is a login");
     };
-    let next = Guard::new(source, role, version.next(), &[endpoint(1)]);
+    let next = Guard::new(source, role, version.next(), tenant, &[endpoint(1)]);
     assert_eq!(breakers.look(&next, now), Admission::Granted(()));
+    // And where a file leads one tenant alone, nobody else has tried it.
+    let elsewhere = Guard::new(source, role, version, Some(TenantId::new()), &[endpoint(1)]);
+    assert_eq!(breakers.look(&elsewhere, now), Admission::Granted(()));
 }
 
 #[test]

@@ -64,7 +64,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
     /// in the old life is not published in the new one, where it would be too new for ever.
     pub(in crate::router) fn other_life(&self) {
         let mut desk = self.desk();
-        desk.flights.overtake_all();
+        desk.flights.other_life();
         desk.brake.other_life();
         // Whoever it was about is doubted with all others.
         desk.news = News::default();

@@ -59,7 +59,7 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
             .flights
             .is_tenant_overtaken(tenant, record.source.id, self.batch)
         {
-            let route = known.served(Route::overtaken(record, self.asked_at));
+            let route = known.served(Route::overtaken(record, self.batch.life, self.asked_at));
             return Ok(Arc::new(Entry::new(Arc::new(route))));
         }
         let fresh_until = known.ages.fresh_until(self.asked_at);
@@ -83,25 +83,27 @@ impl<H: Clone + Send + Sync + 'static> Landing<'_, H> {
                 if sure {
                     current.reassure();
                 }
+                current.live_on(self.batch.life);
                 current.confirm(self.asked_at, fresh_until);
+                known.sources.note(&current);
                 return Ok(known.entry_of(&current));
             }
         }
         known.forget(tenant);
         self.desk.brake.forget(tenant);
-        let route = Arc::new(known.served(Route::new(record, self.asked_at, fresh_until)));
+        let route = Arc::new(known.served(Route::new(record, self.batch.life, self.asked_at, fresh_until)));
         if !sure && !cfg!(biplane_mutant = "first_look_confirms") {
             route.doubt();
         }
         let entry = Arc::new(Entry::new(Arc::clone(&route)));
         if cfg!(biplane_mutant = "route_before_entry") {
-            known.routes.insert(tenant, Arc::clone(&route));
+            known.publish(Arc::clone(&route));
         }
         // The entry comes first: a reader that finds the route must find the one entry that it has.
         if let Some(table) = known.table.upgrade() {
             table.enter(Arc::clone(&entry));
         }
-        known.routes.insert(tenant, route);
+        known.publish(route);
         Ok(entry)
     }
 

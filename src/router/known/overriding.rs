@@ -4,7 +4,7 @@
 //! anybody being asked. Versions are compared by what the control plane says.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, PoisonError, atomic::Ordering},
 };
 
@@ -18,6 +18,35 @@ use crate::{
     },
     tenant::{DataSource, TenantId, TenantName, TenantRecord},
 };
+
+/// The overrides in force, and in which order files have said what they say.
+#[derive(Default)]
+pub(super) struct Said {
+    force: Arc<InForce>,
+    /// How many different things files have said of tenants so far.
+    sayings: u64,
+    /// Which of them is in force for each tenant. A file that says the same again says nothing new.
+    of: HashMap<TenantId, u64>,
+}
+
+impl Said {
+    /// Makes this all that is said, and gives what was said before.
+    fn put(&mut self, force: &Arc<InForce>) -> Arc<InForce> {
+        let before = std::mem::replace(&mut self.force, Arc::clone(force));
+        self.of.retain(|tenant, _| force.tenants.contains_key(tenant));
+        for (tenant, said) in &force.tenants {
+            if before.tenants.get(tenant) != Some(said) {
+                self.sayings += 1;
+                self.of.insert(*tenant, self.sayings);
+            }
+        }
+        before
+    }
+
+    fn saying(&self, tenant: TenantId) -> u64 {
+        self.of.get(&tenant).copied().unwrap_or_default()
+    }
+}
 
 impl<H: Clone + Send + Sync + 'static> Known<H> {
     /// Makes this all that is overridden. Routes that are served otherwise from now on are replaced, at once and for every
@@ -39,7 +68,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
                 )));
             }
         }
-        let before = std::mem::replace(&mut *self.overrides_lock(), Arc::clone(force));
+        let before = self.said().put(force);
         self.unknown.invalidate_all();
         let tenants: BTreeSet<TenantId> = before
             .tenants
@@ -54,7 +83,8 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
                 (Some(_), None) if cfg!(biplane_mutant = "overrides_outlive_their_file") => {}
                 (Some(route), None) if route.is_given() => self.forget(tenant),
                 (Some(route), is) if !route.is_given() => {
-                    let anew = route.overridden_by(is.map(|said| said.applied_to(route.record())));
+                    let saying = self.said().saying(tenant);
+                    let anew = route.overridden_by(is.map(|said| said.applied_to(route.record())), saying);
                     self.replace(&table, &route, Arc::new(anew));
                 }
                 (known, Some(said)) => {
@@ -73,7 +103,7 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
 
     /// The overrides in force.
     pub(in crate::router) fn overrides(&self) -> Arc<InForce> {
-        Arc::clone(&self.overrides_lock())
+        Arc::clone(&self.said().force)
     }
 
     /// A data source may have changed, or changes of one may have been missed.
@@ -113,8 +143,12 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
     /// A route of what the control plane says, or of what is said instead.
     pub(super) fn served(&self, route: Route) -> Route {
         let overrides = self.overrides();
-        match overrides.tenants.get(&route.tenant().id) {
-            Some(said) => route.overridden_by(Some(Override::applied_to(said, route.record()))),
+        let tenant = route.tenant().id;
+        match overrides.tenants.get(&tenant) {
+            Some(said) => {
+                let served = Override::applied_to(said, route.record());
+                route.overridden_by(Some(served), self.said().saying(tenant))
+            }
             None => route,
         }
     }
@@ -142,10 +176,11 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
 
     /// Lets a tenant be known by what the file says alone, until the control plane says more.
     fn give(&self, table: &Table<H>, record: Arc<TenantRecord>, now: u64) -> Arc<Route> {
-        let route = Arc::new(Route::given(record, now));
+        let saying = self.said().saying(record.tenant.id);
+        let route = Arc::new(Route::given(record, saying, now));
         let entry = Arc::new(Entry::new(Arc::clone(&route)));
         table.enter(Arc::clone(&entry));
-        self.routes.insert(route.tenant().id, Arc::clone(&route));
+        self.publish(Arc::clone(&route));
         let tenant = route.tenant();
         let slug = TenantName::Slug(tenant.slug);
         let domains = tenant.domains.iter().cloned().map(TenantName::Domain);
@@ -168,14 +203,14 @@ impl<H: Clone + Send + Sync + 'static> Known<H> {
         self.forget(tenant);
         let entry = Arc::new(Entry::new(Arc::clone(&new)));
         table.enter(Arc::clone(&entry));
-        self.routes.insert(tenant, new);
+        self.publish(new);
         for (version, name) in names {
             table.bind(&name, Named::new(Arc::clone(&entry), version));
         }
     }
 
-    fn overrides_lock(&self) -> super::MutexGuard<'_, Arc<InForce>> {
-        // It holds an `Arc`, which is whole at any time.
+    fn said(&self) -> super::MutexGuard<'_, Said> {
+        // Nothing that runs under this lock leaves a half-made change behind when it panics.
         self.overrides.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
