@@ -185,9 +185,9 @@ impl Checkout {
         }
     }
 
-    /// What to send first: whatever makes the session as new, if it must be; little or nothing if not. From here on the session is taken to have
-    /// entered as nobody, whatever becomes of the round trip: its first part is committed by itself, and may have been
-    /// though the rest was refused or nobody waited for the answer.
+    /// What to send first: whatever makes the session as new, if it must be; little or nothing if not. One that is made as
+    /// new is taken from here on to have entered as nobody, whatever becomes of the round trip: its first part is committed
+    /// by itself, and may have been though the rest was refused or nobody waited for the answer.
     fn make_as_new(&mut self, entry: Option<&Entry>) -> String {
         let Some(entry) = entry.filter(|_| self.must_be_as_new(entry)) else {
             return match self.lends_names() {

@@ -1,15 +1,18 @@
 //! What one tenant leaves in a session that it shares with others, and what the next one finds.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use biplane::{
     error::ErrorKind,
     plane::TenantDb,
     repository::TenantAdmin,
     tenant::{Isolation, TenantStatus},
+    testing::wait,
 };
 use sqlx::{Executor, Row};
 
 use crate::{
-    data_plane::{World, backend, give_up_after, options},
+    data_plane::{LIMIT, World, backend, give_up_after, options},
     homes::{Home, Own, Resident, add, code, count, handle, kind, unaware, world},
 };
 
@@ -324,13 +327,19 @@ async fn a_session_is_entered_again_after_another_tenant_was_refused_in_it() {
     assert_eq!(backend(&db).await, session, "the same, or nothing was shown");
 }
 
-/// Whoever gives up does so before, while or after the server does what it was asked.
+/// Whoever gives up does so before, while or after the server does what it was asked. A busy machine may close a session
+/// that was given up, and then nothing was shown.
 #[tokio::test]
 async fn a_session_is_entered_again_after_another_tenant_gave_up_entering() {
-    for polls in 1..=6 {
+    let polls = AtomicUsize::new(0);
+    wait::until("one was given up and used again", LIMIT, async || {
+        let polls = 1 + polls.fetch_add(1, Ordering::Relaxed) % 2;
         let (_world, resident, [gone, db]) = gone_and_at_home().await;
+        let session = backend(&db).await;
         let given_up = give_up_after(polls, gone.begin()).await.is_none();
-        assert!(given_up || polls > 1, "nobody gave up");
         assert_eq!(leftovers(&db, &resident).await, "", "after {polls} polls");
-    }
+        given_up && backend(&db).await == session
+    })
+    .await
+    .unwrap();
 }

@@ -147,6 +147,7 @@ async fn connections_at_rest_close_whatever_became_of_the_tenant_who_waited_for_
         let (elsewhere, _) = home(&sealed, [&old, &new]).await;
         let (last, of_last) = lodger(&sealed, &shared, "last").await;
         let (_, of_first) = lodger(&sealed, &shared, "first").await;
+        let (_, of_another) = lodger(&sealed, &shared, "another").await;
         let desk = tempfile::tempdir().unwrap();
         let file = desk.path().join("overrides.json");
         let biplane = Biplane::postgres(world.control.clone(), sealed.keyring.clone())
@@ -158,6 +159,7 @@ async fn connections_at_rest_close_whatever_became_of_the_tenant_who_waited_for_
         let slug = of_last;
         let of_last = biplane.route(&slug).await.unwrap();
         let db = biplane.route(&of_first).await.unwrap();
+        let _knows_of_it = biplane.route(&of_another).await.unwrap();
         let first = db.begin().await.unwrap();
         drop((of_last.begin().await.unwrap(), first));
 
