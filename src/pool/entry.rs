@@ -69,12 +69,12 @@ impl Memory {
         if self.typed.len() >= TYPED {
             self.typed.clear();
         }
-        self.typed.insert(hash(sql));
+        self.typed.insert(self.typed.hasher().hash_one(sql));
     }
-}
 
-fn hash(sql: &str) -> u64 {
-    foldhash::fast::FixedState::default().hash_one(sql)
+    fn is_typed(&self, sql: &str) -> bool {
+        self.typed.contains(&self.typed.hasher().hash_one(sql))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,7 +225,7 @@ impl Checkout {
 
     /// Whether sqlx knows the types of a statement, so that it need not ask while the statement is under way.
     pub(crate) fn knows_types_of(&self, sql: &str) -> bool {
-        self.remembers().typed.contains(&hash(sql))
+        self.remembers().is_typed(sql)
     }
 
     /// Notes that a statement was answered, and so has types that sqlx knows.
