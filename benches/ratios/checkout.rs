@@ -4,6 +4,7 @@ use biplane::{
     Biplane,
     plane::{DataSchema, RoleName, TenantDb},
     repository::{Actor, MemoryControl, MemoryCredentials, NewSource, NewTenant, TenantAdmin},
+    secret::Credential,
     tenant::{DatabaseId, Location, Role, Slug, TenantStatus},
     testing::postgres::Cluster,
 };
@@ -141,19 +142,7 @@ impl Bench {
                 Ok::<_, Box<dyn std::error::Error>>((cluster, db))
             })
             .expect("a server starts");
-        let (endpoint, superuser) = (cluster.endpoint(), cluster.superuser());
-        let peer = PgConnectOptions::new_without_pgpass()
-            .host(&endpoint.host)
-            .port(endpoint.port)
-            .username(superuser.username())
-            .password(
-                superuser
-                    .password()
-                    .map_or("", |password| password.expose_secret()),
-            )
-            .database("postgres")
-            .ssl_mode(PgSslMode::Disable)
-            .disable_statement_logging();
+        let peer = address(&cluster, &cluster.superuser());
         Self {
             runtime,
             db,
@@ -182,6 +171,19 @@ impl Bench {
             begun.elapsed()
         })
     }
+}
+
+/// Where a handle connects as well: over TCP, and not by the server's socket.
+pub(crate) fn address(cluster: &Cluster, login: &Credential) -> PgConnectOptions {
+    let endpoint = cluster.endpoint();
+    PgConnectOptions::new_without_pgpass()
+        .host(&endpoint.host)
+        .port(endpoint.port)
+        .username(login.username())
+        .password(login.password().map_or("", |password| password.expose_secret()))
+        .database("postgres")
+        .ssl_mode(PgSslMode::Disable)
+        .disable_statement_logging()
 }
 
 /// Keeps this thread, and what it starts, on one processor, on systems that can.
