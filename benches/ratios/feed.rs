@@ -1,10 +1,7 @@
 //! What following changes costs a lookup, and how soon a change acts in another process.
 
 use std::{
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
     thread,
     time::{Duration, Instant},
 };
@@ -19,8 +16,9 @@ use biplane::{
     },
     router::FeedOptions,
     tenant::{DataSourceId, Isolation, Slug, Tenant, TenantRef, TenantStatus},
-    testing::postgres::Cluster,
+    testing::{postgres::Cluster, wait},
 };
+use tokio::sync::oneshot;
 
 use crate::{
     measure::{Claim, Goal, ratio_of_pairs, time},
@@ -41,6 +39,8 @@ const LOOKUPS: usize = 4_000;
 /// Changes that are timed, spread over so many tenants.
 const CHANGES: usize = 200;
 const AT_ONCE: usize = 8;
+/// Far longer than anything here takes: what is not there by then never comes.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The feed confirms all routes fifty times a second, which is fifty times as often as it does.
 fn followed_against_not() -> Claim {
@@ -62,15 +62,15 @@ fn followed_against_not() -> Claim {
 /// A router whose feed runs on a thread of its own.
 struct Followed {
     cached: Cached,
-    stop: Arc<AtomicBool>,
+    stop: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Followed {
     fn start(slugs: &[Slug]) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, stopped) = oneshot::channel::<()>();
         let (ready, built) = std::sync::mpsc::channel();
-        let (stopped, slugs) = (Arc::clone(&stop), slugs.to_vec());
+        let slugs = slugs.to_vec();
         let thread = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -86,21 +86,22 @@ impl Followed {
                     .map(|db| Arc::new(db.tenant().as_uuid().as_u64_pair().1))
                     .build()
                     .expect("the settings are valid");
-                while biplane.stats().feed.applied.is_none() {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
+                wait::until("the feed has its position", PATIENCE, async || {
+                    biplane.stats().feed.applied.is_some()
+                })
+                .await
+                .expect("it looks fifty times a second");
                 for slug in &slugs {
                     biplane.route(slug).await.expect("the tenant is there");
                 }
                 ready.send(biplane).expect("somebody waits");
-                while !stopped.load(Ordering::Relaxed) {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
+                // The feed runs for as long as its runtime does.
+                let _ = stopped.await;
             });
         });
         Self {
             cached: Cached(built.recv().expect("the thread builds it")),
-            stop,
+            stop: Some(stop),
             thread: Some(thread),
         }
     }
@@ -108,7 +109,7 @@ impl Followed {
 
 impl Drop for Followed {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
             thread.join().expect("it ends");
         }
@@ -189,9 +190,15 @@ fn changes_until_they_act(source: impl FnOnce(PgTenants) -> ChangeSource) -> Tim
                         .await
                         .expect("nobody else writes");
                     let committed = Instant::now();
-                    while held.read(|()| ()).await.is_ok() != (status == TenantStatus::Active) {
-                        tokio::time::sleep(Duration::from_millis(1)).await;
-                    }
+                    let acts = async {
+                        while held.read(|()| ()).await.is_ok() != (status == TenantStatus::Active) {
+                            // What is measured is told to a millisecond, so it is looked at as often.
+                            tokio::time::sleep(Duration::from_millis(1)).await;
+                        }
+                    };
+                    tokio::time::timeout(PATIENCE, acts)
+                        .await
+                        .expect("the change acts");
                     times.push(committed.elapsed());
                 }
                 times

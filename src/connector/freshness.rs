@@ -164,3 +164,68 @@ impl Freshness {
         self.until.store(RETIRED, Ordering::Release);
     }
 }
+
+// Under shuttle these atomics work within its scheduler alone, and nothing here has an order to try.
+#[cfg(all(test, not(biplane_shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_retired_is_served_no_more_whatever_is_learnt_about_it() {
+        let attempts: [fn(&Freshness); 5] = [
+            |freshness| freshness.extend(100),
+            |freshness| freshness.confirm(50, 100),
+            |freshness| freshness.hold(100),
+            Freshness::expire,
+            Freshness::reassure,
+        ];
+        for attempt in attempts {
+            let freshness = Freshness::new(1, 10, 20);
+            assert!(freshness.holds(19));
+            freshness.retire();
+            attempt(&freshness);
+            assert!(freshness.is_retired());
+            assert!(!freshness.holds(1));
+            assert!(!freshness.copy().holds(1));
+        }
+    }
+
+    #[test]
+    fn it_is_extended_and_never_shortened() {
+        let freshness = Freshness::new(1, 10, 20);
+        freshness.confirm(15, 30);
+        freshness.confirm(12, 25);
+        assert!(freshness.holds(29) && !freshness.holds(30));
+        assert_eq!(freshness.confirmed_at(), 15);
+    }
+
+    #[test]
+    fn what_is_over_holds_again_when_it_is_confirmed() {
+        let freshness = Freshness::new(1, 10, 20);
+        freshness.expire();
+        assert!(!freshness.holds(11));
+        assert_eq!(freshness.standing(), Standing::Changed);
+        freshness.reassure();
+        freshness.confirm(11, 40);
+        assert!(freshness.holds(39));
+        assert_eq!(freshness.standing(), Standing::Sure);
+    }
+
+    #[test]
+    fn any_version_will_do_until_it_was_read_anew() {
+        let freshness = Freshness::new(1, 10, 20);
+        freshness.doubt_versions();
+        assert_eq!(freshness.standing(), Standing::Doubted);
+        freshness.hold(30);
+        assert_eq!(freshness.standing(), Standing::Changed);
+        assert!(freshness.takes_any_version());
+        freshness.doubt();
+        assert_eq!(
+            freshness.standing(),
+            Standing::Changed,
+            "a change is more than a doubt"
+        );
+        freshness.reassure();
+        assert!(!freshness.takes_any_version());
+    }
+}

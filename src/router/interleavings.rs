@@ -232,6 +232,8 @@ fn spawn(world: &Arc<World>, run: impl FnOnce(&Arc<World>) + Send + 'static) -> 
 }
 
 fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
+    // All are started before the first is waited for: an iterator may start each as it is asked for it.
+    let threads: Vec<_> = threads.into_iter().collect();
     for thread in threads {
         thread.join().unwrap();
     }
