@@ -10,14 +10,18 @@ use std::{
 
 use biplane::{
     Biplane,
+    connector::postgres::PgServers,
     error::{Error, ErrorKind},
-    repository::CredentialSlot::{Current, Next},
+    repository::{
+        CredentialSlot::{Current, Next},
+        DataServers,
+    },
     rotation::LoginRotationError,
     router::FeedOptions,
     secret::Credential,
-    tenant::Role,
+    tenant::{DataSource, DataSourceId, Location, Role},
     testing::{
-        postgres::{BouncerAuth, PgBouncer, PoolMode},
+        postgres::{BouncerAuth, Cluster, PgBouncer, PoolMode},
         wait,
     },
 };
@@ -246,12 +250,46 @@ async fn a_login_that_the_pooler_takes_and_the_server_does_not_is_not_promoted(p
     assert_eq!(after.current, before.current, "nothing was promoted");
 }
 
+/// Whom it has let in it keeps waiting for as long as the server is silent, if it is set so.
+async fn a_server_that_falls_silent_behind_it_is_not_waited_for_for_ever(profile: Profile) {
+    let cluster = Cluster::start().await.unwrap();
+    let login = cluster.superuser();
+    let bouncer = profile
+        .before(&cluster, 1)
+        .auth(BouncerAuth::Known(vec![login.clone()]))
+        .setting("query_wait_timeout", "0")
+        .start()
+        .await
+        .unwrap();
+    let server = through(cluster.server("postgres"), bouncer.pooler(), bouncer.endpoint());
+    let source = DataSource::new(DataSourceId::new(), "silent", Location::Server(server));
+    let servers = PgServers::new();
+    servers.log_in(&source, Role::App, &login).await.unwrap();
+    assert_eq!(
+        servers
+            .sessions(&source, Role::App, &login, "nobody")
+            .await
+            .unwrap(),
+        0
+    );
+
+    cluster.pause().await.unwrap();
+    let servers = servers.patience(Duration::from_secs(1));
+    let asked = tokio::time::timeout(LIMIT, servers.log_in(&source, Role::App, &login)).await;
+    let counted = tokio::time::timeout(LIMIT, servers.sessions(&source, Role::App, &login, "nobody")).await;
+    cluster.resume().await.unwrap();
+    let unavailable = ErrorKind::DatabaseUnavailable { retry_after: None };
+    assert_eq!(asked.unwrap().unwrap_err().kind(), unavailable);
+    assert_eq!(counted.unwrap().unwrap_err().kind(), unavailable);
+}
+
 behind_each_pgbouncer!(
     nobody_fails_while_logins_rotate,
     nor_where_a_file_tells_it_of_logins,
     a_password_changed_at_the_server_first_fails_nobody_while_the_next_one_is_stored,
     a_login_that_it_does_not_take_is_said_to_be_rejected,
     a_login_that_the_pooler_takes_and_the_server_does_not_is_not_promoted,
+    a_server_that_falls_silent_behind_it_is_not_waited_for_for_ever,
 );
 
 behind_each_pgbouncer_in_session_mode!(

@@ -14,9 +14,9 @@ use crate::{
     tenant::{Access, DataSource, Location, Role},
 };
 
-/// How long connecting may take: several times what a request may wait, because no request waits for this, and a server
-/// that has much to do is to be asked all the same.
-const CONNECT: Duration = Duration::from_secs(20);
+/// How long connecting may take, and the answer after that: several times what a request may wait, because no request
+/// waits for this, and a server that has much to do is to be asked all the same.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long to take leave of a server.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -27,9 +27,19 @@ const SESSIONS: &str = "
     where usename = $1 and pid <> pg_catalog.pg_backend_pid()";
 
 /// Postgres servers, asked on a connection of its own each time, which is no part of any pool.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct PgServers {
     environment: Option<Arc<EnvironmentSource>>,
+    patience: Duration,
+}
+
+impl Default for PgServers {
+    fn default() -> Self {
+        Self {
+            environment: None,
+            patience: PATIENCE,
+        }
+    }
 }
 
 impl PgServers {
@@ -43,6 +53,14 @@ impl PgServers {
     #[must_use]
     pub fn with_environment(mut self, environment: EnvironmentSource) -> Self {
         self.environment = Some(Arc::new(environment));
+        self
+    }
+
+    /// How long a server may take to let us in, and as long again to answer; 20 s unless told, because no request waits
+    /// for it. A pooler lets clients in by itself, and would keep them waiting for as long as its server is silent.
+    #[must_use]
+    pub const fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
         self
     }
 
@@ -61,7 +79,7 @@ impl PgServers {
             }
         };
         let mut options = PoolOptions::default().cap(NonZeroU32::MIN);
-        (options.connect_timeout, options.wait_timeout) = (CONNECT, CONNECT + GOODBYE);
+        (options.connect_timeout, options.wait_timeout) = (self.patience, self.patience + GOODBYE);
         let pool = Pool::new(options)?;
         let dial = Dial {
             server,
@@ -81,6 +99,17 @@ impl PgServers {
         let checkout = stack.checkout().await?;
         Ok((pool, checkout))
     }
+
+    async fn answer<T>(&self, answer: impl Future<Output = sqlx::Result<T>>) -> Result<T, Error> {
+        if cfg!(biplane_mutant = "silent_servers_are_waited_for") {
+            return Ok(answer.await?);
+        }
+        match tokio::time::timeout(self.patience, answer).await {
+            Ok(answered) => Ok(answered?),
+            Err(_) => Err(Error::new(ErrorKind::DatabaseUnavailable { retry_after: None })
+                .detail("it let us in and did not answer in time; behind a pooler, its server may be down")),
+        }
+    }
 }
 
 #[async_trait]
@@ -90,11 +119,14 @@ impl DataServers for PgServers {
         // A pooler may have let us in by itself: it logs in at the server when there is something to do there.
         let answered = match cfg!(biplane_mutant = "poolers_vouch_for_servers") {
             true => Ok(()),
-            false => checkout.hand_over().execute("select 1").await.map(drop),
+            false => {
+                let asked = checkout.hand_over().execute("select 1");
+                self.answer(asked).await.map(drop)
+            }
         };
         drop(checkout);
         pool.close(GOODBYE).await;
-        Ok(answered?)
+        answered
     }
 
     async fn sessions(
@@ -105,19 +137,19 @@ impl DataServers for PgServers {
         user: &str,
     ) -> Result<u64, Error> {
         let (pool, mut checkout) = self.connect(source, role, credential).await?;
-        let counted: sqlx::Result<i64> = async {
+        let asked = async {
             // A statement with parameters is several messages, and between two of them a transaction pooler may have given
             // the session to somebody else.
             let mut tx = checkout.hand_over().begin().await?;
-            let counted = sqlx::query_scalar(SESSIONS)
+            let counted: i64 = sqlx::query_scalar(SESSIONS)
                 .bind(user)
                 .persistent(false)
                 .fetch_one(&mut *tx)
                 .await?;
             tx.rollback().await?;
             Ok(counted)
-        }
-        .await;
+        };
+        let counted = self.answer(asked).await;
         drop(checkout);
         pool.close(GOODBYE).await;
         Ok(counted?.unsigned_abs())
