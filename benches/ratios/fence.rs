@@ -143,7 +143,7 @@ impl Bench {
         match entry {
             Entry::None => "begin".to_owned(),
             Entry::Fence => format!("begin; select biplane.enter_v1('{tenant}', 1, '{database}')"),
-            Entry::Again => format!("begin; select biplane.enter_again_v1('{tenant}', 1, '{database}')"),
+            Entry::Again => format!("begin; execute biplane_{}_1", tenant.as_uuid().simple()),
             Entry::Locked => format!("begin; select public.enter_locked('{tenant}', 1)"),
         }
     }

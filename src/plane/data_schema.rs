@@ -56,7 +56,7 @@ fn mutants() -> [(bool, &'static str, &'static str); 14] {
         ),
         (
             cfg!(biplane_mutant = "any_epoch_enters_again"),
-            "and residence.epoch operator(pg_catalog.=) enter_again_v1.epoch",
+            "and residence.epoch operator(pg_catalog.=) %3$s",
             "",
         ),
         (
@@ -313,7 +313,7 @@ fn body(database: DatabaseId, readers: &[RoleName]) -> String {
              revoke all on all functions in schema biplane from {role};\n\
              grant select on biplane.database, biplane.residence to {role};\n\
              grant execute on function biplane.enter_v1(uuid, bigint, uuid), \
-             biplane.enter_session_v1(uuid, bigint, uuid), biplane.enter_again_v1(uuid, bigint, uuid), \
+             biplane.enter_session_v1(uuid, bigint, uuid), \
              biplane.database_v1(), biplane.may_enter_v1(name), biplane.team_v1(name), \
              biplane.stamped_here_v1(), biplane.directory_v1(), biplane.timeline_v1() to {role};\n\
              select biplane.allow_v1({literal}) from biplane.database where not run_time_roles ? {literal};\n",

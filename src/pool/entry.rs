@@ -39,6 +39,15 @@ impl Entry {
         format!("select biplane.{function}('{tenant}', {epoch}, '{database}')")
     }
 
+    /// What the session that has entered so holds ready for its transactions.
+    fn again(&self) -> String {
+        format!(
+            "execute biplane_{}_{}",
+            self.tenant.as_uuid().simple(),
+            self.epoch
+        )
+    }
+
     /// In whose schema this entry looks names up.
     fn names(&self) -> Names {
         match self.isolation {
@@ -125,11 +134,7 @@ impl Checkout {
     /// # Cancel safety
     /// As [`Checkout::begin`].
     pub(crate) async fn enter(&mut self, entry: &Entry) -> sqlx::Result<()> {
-        if self
-            .remembers()
-            .entered
-            .is_some_and(|entered| still_holds(&entered, entry))
-        {
+        if self.remembers_to_have_entered(entry) {
             return Ok(());
         }
         self.be_busy().await?;
@@ -159,8 +164,10 @@ impl Checkout {
         }
         if let Some(entry) = entry {
             text.push_str("; ");
-            let again = self.session_can_enter(entry);
-            text.push_str(&entry.call(if again { "enter_again_v1" } else { "enter_v1" }));
+            text.push_str(&match self.has_entered(entry) {
+                true => entry.again(),
+                false => entry.call("enter_v1"),
+            });
         }
         text
     }
@@ -168,6 +175,17 @@ impl Checkout {
     /// Whether a session can enter as a whole, so that its transactions have less to do.
     fn session_can_enter(&self, entry: &Entry) -> bool {
         !entry.shares() && self.dial().session_is_ours()
+    }
+
+    fn remembers_to_have_entered(&self, entry: &Entry) -> bool {
+        let entered = self.remembers().entered;
+        entered.is_some_and(|entered| still_holds(&entered, entry))
+    }
+
+    /// Whether the session holds ready what its transactions begin with. Whoever alters a session may have dropped it.
+    fn has_entered(&self, entry: &Entry) -> bool {
+        let altered = self.is_altered() && !cfg!(biplane_mutant = "altered_sessions_begin_as_before");
+        self.session_can_enter(entry) && self.remembers_to_have_entered(entry) && !altered
     }
 
     /// Whether somebody else's state may be in the session. Behind a transaction pooler it may be anybody's each time.
@@ -195,10 +213,15 @@ impl Checkout {
                 false => String::new(),
             };
         };
+        let had_entered = self.remembers().entered.is_some();
         if !cfg!(biplane_mutant = "sessions_made_as_new_stay_entered") {
             self.memory().entered = None;
         }
         let mut text = String::from(AS_NEW);
+        if had_entered {
+            // What its transactions began with names the tenant.
+            text.push_str(FORGET_PREPARED_BY_SQL);
+        }
         if self.dial().session_is_ours() {
             if entry.isolation == Isolation::Schema {
                 // sqlx has none left.

@@ -194,10 +194,7 @@ impl<'a> Home<'a> {
     }
 
     pub(crate) fn enter_again(&self, epoch: u64) -> String {
-        format!(
-            "select biplane.enter_again_v1('{}', {epoch}, '{}')",
-            self.tenant, self.id
-        )
+        format!("execute biplane_{}_{epoch}", self.tenant.as_uuid().simple())
     }
 
     /// A transaction of the tenant that has written and not committed, and its process.

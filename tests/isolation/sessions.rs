@@ -9,7 +9,7 @@ use biplane::{
     tenant::{Isolation, TenantStatus},
     testing::wait,
 };
-use sqlx::{Executor, Row};
+use sqlx::{Acquire, Executor, Row};
 
 use crate::{
     data_plane::{LIMIT, World, backend, give_up_after, options},
@@ -103,7 +103,8 @@ pub(crate) const LEFTOVERS: &str = "
         case when current_setting('app.tenant_id') <> $3 then 'a tenant' end,
         case when exists (select from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()
             and mode = 'ExclusiveLock') then 'a lock' end,
-        case when exists (select from pg_prepared_statements where from_sql) then 'a prepared statement' end,
+        case when exists (select from pg_prepared_statements
+            where from_sql and not starts_with(name, 'biplane_' || replace($3, '-', ''))) then 'a prepared statement' end,
         case when exists (select from pg_cursors where is_holdable) then 'a cursor' end,
         case when exists (select from pg_listening_channels()) then 'a channel' end,
         case when exists (select from pg_class where relpersistence = 't' and relnamespace = pg_my_temp_schema())
@@ -293,6 +294,26 @@ async fn a_session_that_a_tenant_has_spoilt_for_itself_is_not_kept() {
             tx.commit().await.unwrap();
         }
     }
+}
+
+/// A session of a tenant alone holds ready what its transactions begin with, among the statements that anybody may drop.
+#[tokio::test]
+async fn a_session_whose_prepared_statements_were_dropped_begins_transactions_all_the_same() {
+    let (world, home, _resident, _biplane, db) = crate::homes::one(Isolation::Database).await;
+    let forget = "create function public.forget() returns void language plpgsql as $$
+        begin execute 'deallocate all'; end $$";
+    world.cluster.sql(&home.database, forget).await.unwrap();
+    // Seen, by one who holds the connection; and unseen.
+    let mut held = db.acquire().await.unwrap();
+    held.execute("deallocate all").await.unwrap();
+    let mut tx = Acquire::begin(&mut held).await.unwrap();
+    tx.execute("select 1").await.unwrap();
+    tx.commit().await.unwrap();
+    drop(held);
+    db.execute("select forget()").await.unwrap();
+    let mut tx = db.begin().await.unwrap();
+    tx.execute("select 1").await.unwrap();
+    tx.commit().await.unwrap();
 }
 
 /// A tenant who is gone, whose old route still leads one router to a database that another tenant has for itself by now, and

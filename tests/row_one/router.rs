@@ -19,6 +19,7 @@ use biplane::{
     keyring::Keyring,
     plane::{IsolationLevel, TenantDb, TenantExecutor, TenantTx, TxOptions},
     pool::PoolOptions,
+    router::CacheOptions,
     settings::Settings,
     tenant::TenantId,
 };
@@ -76,9 +77,12 @@ impl Way {
 /// The router of a process of these tests, as its environment describes it.
 pub(crate) fn biplane(settings: &Settings, keyring: Keyring, name: &str) -> Biplane {
     let cap = NonZeroU32::new(20).unwrap();
+    // On a machine that has too much to do, an answer may take longer than a service would wait for it.
+    let pool = PoolOptions::default().cap(cap).connect_timeout(LIMIT);
     Biplane::from_settings(settings, keyring)
         .unwrap()
-        .pool(PoolOptions::default().cap(cap).wait_timeout(LIMIT))
+        .cache(CacheOptions::default().load_timeout(LIMIT))
+        .pool(pool.wait_timeout(LIMIT))
         .service(name)
         .build()
         .unwrap()

@@ -86,10 +86,15 @@ $function$;
 
 -- The same for a whole session of a tenant with a database of its own, so that single statements need not enter. BP005: the
 -- tenant shares its database. A fence ends such sessions.
+--
+-- It prepares what the session's transactions begin with, biplane_<tenant>_<epoch>: that looks whether everything still is
+-- as it was, for half of what entering costs, and enters if not, so that it never lets in whom enter_v1 would not. As a
+-- statement of the session it is planned once; a function would be called, and a query be run in it, each time.
 create function biplane.enter_session_v1(tenant uuid, epoch bigint, database uuid) returns void
 language plpgsql as $function$
 declare
-    setting record;
+    named record;
+    again pg_catalog.text := pg_catalog.concat('biplane_', pg_catalog.replace(tenant::pg_catalog.text, '-', ''), '_', epoch);
 begin
     if exists (
         select from biplane.residence as residence
@@ -99,38 +104,38 @@ begin
         raise exception using errcode = 'BP005', message = 'a session is entered for a tenant with a database of its own';
     end if;
     perform biplane.enter_v1(tenant, epoch, database);
-    for setting in
+    for named in
         select known.name
         from biplane.database as here, pg_catalog.unnest(array[here.tenant_setting, 'search_path', 'application_name',
             'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout']) as known (name)
     loop
-        perform pg_catalog.set_config(setting.name, pg_catalog.current_setting(setting.name), false);
+        perform pg_catalog.set_config(named.name, pg_catalog.current_setting(named.name), false);
     end loop;
+    for named in
+        select prepared.name
+        from pg_catalog.pg_prepared_statements as prepared
+        where prepared.from_sql and pg_catalog.starts_with(prepared.name, 'biplane_')
+    loop
+        execute pg_catalog.format('deallocate %I', named.name);
+    end loop;
+    execute pg_catalog.format($again$
+        prepare %1$I as
+        select biplane.enter_v1(%2$L, %3$s, %4$L)
+        where not exists (
+            select from biplane.residence as residence, biplane.database as here
+            where residence.tenant_id operator(pg_catalog.=) %2$L
+                and residence.epoch operator(pg_catalog.=) %3$s
+                and residence.state operator(pg_catalog.=) 'open'
+                and residence.isolation operator(pg_catalog.=) 'database'
+                and residence.database_id operator(pg_catalog.=) %4$L
+                and here.database_id operator(pg_catalog.=) %4$L
+                and here.stamped_in operator(pg_catalog.=) pg_catalog.current_setting('biplane.stamp_seen', true)
+                and here.run_time_roles operator(pg_catalog.?) session_user::pg_catalog.text
+                and pg_catalog.current_setting(here.tenant_setting, true) operator(pg_catalog.=)
+                    coalesce(residence.row_key, %2$L)
+        )$again$, again, tenant, epoch, database);
 end
 $function$;
 
--- A transaction in a session that has entered: looks whether everything still is as it was, which costs half, and enters if
--- not, so that it never lets in whom enter_v1 would not.
-create function biplane.enter_again_v1(tenant uuid, epoch bigint, database uuid) returns void
-language plpgsql as $function$
-begin
-    if not exists (
-        select from biplane.residence as residence, biplane.database as here
-        where residence.tenant_id operator(pg_catalog.=) enter_again_v1.tenant
-            and residence.epoch operator(pg_catalog.=) enter_again_v1.epoch
-            and residence.state operator(pg_catalog.=) 'open'
-            and residence.isolation operator(pg_catalog.=) 'database'
-            and residence.database_id operator(pg_catalog.=) database
-            and here.database_id operator(pg_catalog.=) database
-            and here.stamped_in operator(pg_catalog.=) pg_catalog.current_setting('biplane.stamp_seen', true)
-            and here.run_time_roles operator(pg_catalog.?) session_user::pg_catalog.text
-            and pg_catalog.current_setting(here.tenant_setting, true) operator(pg_catalog.=)
-                coalesce(residence.row_key, tenant::pg_catalog.text)
-    ) then
-        perform biplane.enter_v1(tenant, epoch, database);
-    end if;
-end
-$function$;
-
-revoke all on function biplane.enter_v1(uuid, bigint, uuid), biplane.enter_session_v1(uuid, bigint, uuid),
-    biplane.enter_again_v1(uuid, bigint, uuid) from public;
+revoke all on function biplane.enter_v1(uuid, bigint, uuid), biplane.enter_session_v1(uuid, bigint, uuid)
+    from public;
