@@ -46,6 +46,12 @@ impl Desk {
         self.directory.path().join("overrides.json")
     }
 
+    /// A router that looks at it often.
+    pub(crate) fn router(&self, planes: &Planes) -> Biplane {
+        let builder = planes.builder().feed(often());
+        builder.overrides(self.path()).build().unwrap()
+    }
+
     /// Puts a file in place, whole.
     pub(crate) fn put(&self, text: impl ToString, mode: u32) {
         let new = self.directory.path().join("new");
@@ -134,12 +140,7 @@ async fn a_file_leads_a_tenant_elsewhere_and_without_it_the_tenant_is_back_at_on
     let (acme, other) = (planes.add("acme").await, planes.add("other").await);
     let standby = copy_of(&acme, "standby", acme.database_id).await;
     let desk = Desk::new();
-    let biplane = planes
-        .builder()
-        .feed(often())
-        .overrides(desk.path())
-        .build()
-        .unwrap();
+    let biplane = desk.router(&planes);
     let (held, beside) = (
         biplane.route(acme.tenant.id).await.unwrap(),
         biplane.route(other.tenant.id).await.unwrap(),
@@ -332,12 +333,7 @@ async fn a_tenant_that_the_control_plane_has_lost_is_served_by_a_whole_entry() {
     );
     let entry =
         json!([{ "tenant": lost.tenant.id, "source": "lost", "slug": "lost", "status": "read_only" }]);
-    let biplane = planes
-        .builder()
-        .feed(often())
-        .overrides(desk.path())
-        .build()
-        .unwrap();
+    let biplane = desk.router(&planes);
     let unknown = biplane.route(&lost.tenant.slug).await.unwrap_err();
     assert_eq!(unknown.kind(), ErrorKind::UnknownTenant);
     desk.put(file(json!([whole]), entry), 0o600);
@@ -366,12 +362,7 @@ async fn the_database_is_asked_which_one_it_is_all_the_same() {
     let desk = Desk::new();
     let entry = json!([{ "tenant": acme.tenant.id, "source": "wrong" }]);
     desk.put(file(json!([listed("wrong", &wrong).await]), entry.clone()), 0o644);
-    let biplane = planes
-        .builder()
-        .feed(often())
-        .overrides(desk.path())
-        .build()
-        .unwrap();
+    let biplane = desk.router(&planes);
     let db = biplane.route(acme.tenant.id).await.unwrap();
     let refused = sqlx::query("select 1").execute(&db).await;
     planes::judge_sqlx(refused, ErrorKind::WrongDatabase, "");
@@ -407,12 +398,7 @@ async fn a_suspended_tenant_stays_out_unless_its_entry_says_otherwise() {
         )])
     };
     desk.put(file(json!([source]), entry(json!({}))), 0o644);
-    let biplane = planes
-        .builder()
-        .feed(often())
-        .overrides(desk.path())
-        .build()
-        .unwrap();
+    let biplane = desk.router(&planes);
     let refused = biplane.route(acme.tenant.id).await.unwrap_err();
     assert_eq!(refused.kind(), out);
     assert_eq!(biplane.overrides().tenants, 1);
@@ -442,12 +428,7 @@ async fn a_bad_file_leaves_in_force_what_was() {
         json!([listed("standby", &standby).await]),
         json!([{ "tenant": acme.tenant.id, "source": "standby" }]),
     );
-    let biplane = planes
-        .builder()
-        .feed(often())
-        .overrides(desk.path())
-        .build()
-        .unwrap();
+    let biplane = desk.router(&planes);
     let (db, beside) = (
         biplane.route(acme.tenant.id).await.unwrap(),
         biplane.route(&other.tenant.slug).await.unwrap(),

@@ -17,7 +17,7 @@ use biplane::{
 };
 use tokio::{net::TcpStream, runtime::Runtime};
 
-use crate::measure::{Claim, Goal, ratio};
+use crate::measure::{Claim, Goal, on_one_thread, ratio};
 
 pub(crate) const CLAIMS: &[fn() -> Claim] = &[refused_against_connect, slower_than_a_millisecond];
 
@@ -70,10 +70,7 @@ struct Bench {
 
 impl Bench {
     fn start() -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime starts");
+        let runtime = on_one_thread();
         let nowhere = TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
             .expect("a port is free");

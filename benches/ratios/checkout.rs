@@ -15,7 +15,7 @@ use sqlx::{
 };
 use tokio::runtime::Runtime;
 
-use crate::measure::{Claim, Goal, ratio};
+use crate::measure::{Claim, Goal, on_one_thread, ratio};
 
 pub(crate) const CLAIMS: &[fn() -> Claim] = &[
     checkout_against_held,
@@ -129,10 +129,7 @@ impl Bench {
     }
 
     fn start_on(server: impl AsyncFnOnce() -> Result<(Cluster, Option<DatabaseId>)>) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime starts");
+        let runtime = on_one_thread();
         // The server inherits it.
         let pinned = Pinned::new();
         let (cluster, db) = runtime

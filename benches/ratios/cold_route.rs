@@ -15,16 +15,13 @@ use biplane::{
 };
 use tokio::runtime::Runtime;
 
-use crate::measure::{Claim, Goal, ratio};
+use crate::measure::{Claim, Goal, on_one_thread, ratio};
 
 pub(crate) const CLAIMS: &[fn() -> Claim] = &[sealed_against_plain];
 
 fn sealed_against_plain() -> Claim {
     Claim::new("cold_route_sealed/plain", Goal::RatioAtMost(1.05), || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime starts");
+        let runtime = on_one_thread();
         let bench = runtime.block_on(Bench::start()).expect("a server starts");
         ratio(
             || bench.cold(&runtime, bench.keyring.clone()),

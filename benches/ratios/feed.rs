@@ -21,7 +21,7 @@ use biplane::{
 use tokio::sync::oneshot;
 
 use crate::{
-    measure::{Claim, Goal, ratio_of_pairs, time},
+    measure::{Claim, Goal, on_one_thread, on_two_threads, ratio_of_pairs, time},
     peers::{Cached, Lookup, random_order, slugs, warm_router},
 };
 
@@ -72,10 +72,7 @@ impl Followed {
         let (ready, built) = std::sync::mpsc::channel();
         let slugs = slugs.to_vec();
         let thread = thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime starts");
+            let runtime = on_one_thread();
             runtime.block_on(async move {
                 let control = MemoryControl::new();
                 for slug in &slugs {
@@ -233,11 +230,7 @@ impl Stage {
 }
 
 fn on_postgres<T>(work: impl AsyncFnOnce(&Stage) -> T) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime starts");
+    let runtime = on_two_threads();
     runtime.block_on(async {
         let cluster = Cluster::start().await.expect("a server starts");
         let mut owner = cluster.connect("postgres").await.expect("it can be reached");

@@ -20,7 +20,7 @@ use biplane::{
 use sqlx::{AssertSqlSafe, PgConnection, raw_sql};
 use tokio::{runtime::Runtime, task::JoinSet};
 
-use crate::measure::{Claim, Goal, ratio};
+use crate::measure::{Claim, Goal, on_two_threads, ratio};
 
 pub(crate) const CLAIMS: &[fn() -> Claim] = &[
     || enter("begin_and_enter_again/begin", 1, Entry::Again, Entry::None),
@@ -105,11 +105,7 @@ struct Bench {
 
 impl Bench {
     fn start(isolation: Isolation) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .expect("a runtime starts");
+        let runtime = on_two_threads();
         let (tenant, database) = (TenantId::new(), DatabaseId::new());
         let cluster = runtime
             .block_on(server(tenant, database, isolation))

@@ -6,6 +6,21 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::runtime::{Builder, Runtime};
+
+/// For what is compared on one thread.
+pub(crate) fn on_one_thread() -> Runtime {
+    let built = Builder::new_current_thread().enable_all().build();
+    built.expect("a runtime starts")
+}
+
+/// For what others do at the same time.
+pub(crate) fn on_two_threads() -> Runtime {
+    let mut builder = Builder::new_multi_thread();
+    let built = builder.worker_threads(2).enable_all().build();
+    built.expect("a runtime starts")
+}
+
 /// Something to be held against a goal.
 pub(crate) struct Claim {
     /// `ours/peer`, or what is counted.

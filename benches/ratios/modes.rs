@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     checkout::{Pinned, Result, TRIPS, address},
-    measure::{Claim, Goal, ratio},
+    measure::{Claim, Goal, on_one_thread, ratio},
 };
 
 pub(crate) const CLAIMS: &[fn() -> Claim] = &[
@@ -86,10 +86,7 @@ struct Bench {
 
 impl Bench {
     fn start() -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime starts");
+        let runtime = on_one_thread();
         // The server inherits it.
         let pinned = Pinned::new();
         let control = MemoryControl::new();

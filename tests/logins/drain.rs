@@ -3,7 +3,8 @@
 use biplane::{
     Biplane,
     error::Error,
-    plane::{DataSchema, RoleName},
+    plane::{DataSchema, RoleName, TenantDb},
+    pool::PoolOptions,
     repository::{
         CredentialSlot::{self, Next},
         NewSource, TenantAdmin,
@@ -22,13 +23,42 @@ use crate::{
     user,
 };
 
-#[tokio::test]
-async fn connections_at_rest_close_when_their_login_is_replaced_though_nobody_comes() {
+/// A tenant whose login is going to be replaced.
+struct Begun {
+    sealed: Sealed,
+    old: Credential,
+    new: Credential,
+    placed: Placed,
+    biplane: Biplane,
+    db: TenantDb,
+}
+
+async fn begin(pool: PoolOptions) -> Begun {
     let sealed = Sealed::new().await;
     let (old, new) = (sealed.role("old").await, sealed.role("new").await);
     let placed = sealed.tenant(&old).await;
-    let biplane = sealed.biplane(options(4));
+    let biplane = sealed.biplane(pool);
     let db = biplane.route(&placed.slug).await.unwrap();
+    Begun {
+        sealed,
+        old,
+        new,
+        placed,
+        biplane,
+        db,
+    }
+}
+
+#[tokio::test]
+async fn connections_at_rest_close_when_their_login_is_replaced_though_nobody_comes() {
+    let Begun {
+        sealed,
+        old,
+        new,
+        placed,
+        biplane: _biplane,
+        db,
+    } = begin(options(4)).await;
     let two = (db.acquire().await.unwrap(), db.acquire().await.unwrap());
     drop(two);
     assert_eq!(sealed.sessions_of(old.username()).await, 2);
@@ -44,11 +74,14 @@ async fn connections_at_rest_close_when_their_login_is_replaced_though_nobody_co
 
 #[tokio::test]
 async fn work_goes_on_with_the_old_login_and_is_counted_until_it_ends() {
-    let sealed = Sealed::new().await;
-    let (old, new) = (sealed.role("old").await, sealed.role("new").await);
-    let placed = sealed.tenant(&old).await;
-    let biplane = sealed.biplane(options(4));
-    let db = biplane.route(&placed.slug).await.unwrap();
+    let Begun {
+        sealed,
+        old,
+        new,
+        placed,
+        biplane,
+        db,
+    } = begin(options(4)).await;
     let mut held = db.begin().await.unwrap();
     sealed.store(&placed, Next, &new).await;
     sealed.promote(&placed).await;
@@ -75,13 +108,16 @@ async fn work_goes_on_with_the_old_login_and_is_counted_until_it_ends() {
 
 #[tokio::test]
 async fn work_that_outlasts_the_drain_timeout_is_ended() {
-    let sealed = Sealed::new().await;
-    let (old, new) = (sealed.role("old").await, sealed.role("new").await);
-    let placed = sealed.tenant(&old).await;
     let mut pool = options(4);
     pool.drain_timeout = Duration::from_millis(100);
-    let biplane = sealed.biplane(pool);
-    let db = biplane.route(&placed.slug).await.unwrap();
+    let Begun {
+        sealed,
+        old,
+        new,
+        placed,
+        biplane,
+        db,
+    } = begin(pool).await;
     let mut held = db.begin().await.unwrap();
     sealed.store(&placed, Next, &new).await;
     sealed.promote(&placed).await;
@@ -197,11 +233,14 @@ async fn connections_at_rest_close_whatever_became_of_the_tenant_who_waited_for_
 
 #[tokio::test]
 async fn connections_at_rest_close_where_nobody_is_left_but_the_suspended() {
-    let sealed = Sealed::new().await;
-    let (old, new) = (sealed.role("old").await, sealed.role("new").await);
-    let placed = sealed.tenant(&old).await;
-    let biplane = sealed.biplane(options(4));
-    let db = biplane.route(&placed.slug).await.unwrap();
+    let Begun {
+        sealed,
+        old,
+        new,
+        placed,
+        biplane: _biplane,
+        db,
+    } = begin(options(4)).await;
     assert_eq!(user(&db).await.unwrap(), old.username());
     sealed.world.status(placed.id, TenantStatus::Suspended).await;
     wait::until("it is known", LIMIT, async || {

@@ -111,12 +111,7 @@ async fn one_file_after_the_other_leads_to_where_the_last_one_says() {
     let cloned = json!([listed("standby", &first).await]);
     let by_itself = json!([whole(&planes, &acme, listed("standby", &second).await)]);
     let desk = Desk::new();
-    let biplane = planes
-        .builder()
-        .feed(often())
-        .overrides(desk.path())
-        .build()
-        .unwrap();
+    let biplane = desk.router(&planes);
     let db = biplane.route(acme.tenant.id).await.unwrap();
     assert_eq!(database_of(&db).await, acme.database);
     for _ in 0..2 {
@@ -275,12 +270,7 @@ async fn the_connections_of_an_override_that_was_lifted_are_closed() {
     let two = Two::on_one_source(&planes).await;
     let (acme, beside, lifted) = (&two.acme, &two.beside, two.copy("lifted").await);
     let desk = Desk::new();
-    let biplane = planes
-        .builder()
-        .feed(often())
-        .overrides(desk.path())
-        .build()
-        .unwrap();
+    let biplane = desk.router(&planes);
     let db = biplane.route(acme.id).await.unwrap();
     let of_beside = biplane.route(beside.id).await.unwrap();
     assert_eq!(database_of(&of_beside).await, two.database);

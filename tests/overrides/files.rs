@@ -6,7 +6,7 @@ use biplane::{error::ErrorKind, router::Overrides};
 use serde_json::{Value, json};
 
 use crate::{
-    Desk, file, often,
+    Desk, file,
     planes::{CANARY, Planes, judge},
     until_overridden, until_refused, with,
 };
@@ -212,12 +212,7 @@ fn the_example_of_the_manual_is_read() {
 async fn a_file_that_others_may_write_or_whose_sealed_text_they_may_read_is_refused() {
     let planes = Planes::memory().await;
     let desk = Desk::new();
-    let biplane = planes
-        .builder()
-        .feed(often())
-        .overrides(desk.path())
-        .build()
-        .unwrap();
+    let biplane = desk.router(&planes);
     let address = file(json!([source(json!({}))]), json!([entry(json!({}))]));
     let with_sealed = file(
         json!([source(
