@@ -25,6 +25,7 @@ use biplane::{
 };
 use data_plane::{LIMIT, Wish, World, backend, options, shared, timed};
 use futures_util::future::join_all;
+use rustix::process::{Pid, Signal, kill_process};
 
 fn kind<T: std::fmt::Debug>(result: sqlx::Result<T>) -> ErrorKind {
     let error = result.unwrap_err();
@@ -174,6 +175,7 @@ async fn the_cap_holds_exactly_while_connections_are_closed_to_make_room() {
 }
 
 /// A statement that cannot be cancelled keeps its backend busy after its caller has left and the connection is lost.
+/// A process that is stopped cannot be ended, so that there is time to look.
 #[tokio::test]
 async fn a_permit_is_held_until_the_backend_is_gone() {
     let world = World::new(shared().await);
@@ -182,38 +184,38 @@ async fn a_permit_is_held_until_the_backend_is_gone() {
             let mut options = options(1);
             options.cancel_after = Duration::ZERO;
             options.reset_timeout = Duration::from_millis(100);
+            options.leak_after = LIMIT;
             options
         })
         .await;
-    // Each cancel is swallowed, so that the backend has to be ended.
-    let stubborn = "do $$ declare until timestamptz := clock_timestamp() + interval '20 s'; begin
-        while clock_timestamp() < until loop
-            begin perform pg_sleep(0.05); exception when query_canceled then null; end;
-        end loop;
-    end $$";
     let mut watch = world.watch(&placed.database).await;
     let abandoned = tokio::spawn({
         let db = db.clone();
-        async move { sqlx::query(stubborn).execute(&db).await }
+        async move { sleep(&db, 600.0).await }
     });
-    watch.until_running("do ", 1).await;
-    let busy = watch.pids().await;
+    watch.until_running("select pg_sleep", 1).await;
+    let busy = *watch.pids().await.first().unwrap();
+    let process = Pid::from_raw(busy).unwrap();
+    kill_process(process, Signal::STOP).unwrap();
     abandoned.abort();
     let next = tokio::spawn({
         let db = db.clone();
         async move { backend(&db).await }
     });
-    while !next.is_finished() {
-        let pids = watch.pids().await;
-        // Beside the one that runs there may be the one that ends it.
-        assert!(pids.len() <= 2, "{pids:?}");
-    }
+    // Whoever is to end it asks again and again, which takes longer than connecting does.
+    let mut asked = BTreeSet::new();
+    wait::until("it was asked for ten times", LIMIT, async || {
+        asked.extend(watch.last_asked_by_reserved().await);
+        asked.len() >= 10
+    })
+    .await
+    .unwrap();
+    assert!(!next.is_finished(), "nobody gets in beside it");
+    assert_eq!(watch.pids().await, BTreeSet::from([busy]));
+    kill_process(process, Signal::CONT).unwrap();
     let next = next.await.unwrap();
-    assert!(!busy.contains(&next));
-    assert!(
-        !watch.pids().await.contains(busy.first().unwrap()),
-        "gone before the next was opened"
-    );
+    assert_ne!(next, busy);
+    assert_eq!(watch.pids().await, BTreeSet::from([next]));
     assert_eq!(biplane.stats().connector.connections, 1);
 }
 

@@ -254,6 +254,52 @@ async fn a_kill_ends_sessions_in_the_middle_of_their_work() {
 }
 
 #[tokio::test]
+async fn a_standby_follows_its_primary_and_takes_over_when_it_is_promoted() {
+    let primary = Cluster::start().await.unwrap();
+    let user = primary
+        .create_role("ann", &SecretString::from("a password"), &[])
+        .await
+        .unwrap();
+    let standby = Cluster::builder().standby_of(&primary).start().await.unwrap();
+    assert_ne!(standby.endpoint(), primary.endpoint());
+    primary
+        .sql(
+            "postgres",
+            "create table note (text text); insert into note values ('first')",
+        )
+        .await
+        .unwrap();
+    wait::until("the standby has it", LIMIT, async || {
+        ask_cluster(&standby, "to_regclass('note') is not null").await == "true"
+            && ask_cluster(&standby, "select text from note").await == "first"
+    })
+    .await
+    .unwrap();
+    let write = "insert into note values ('second')";
+    let Err(ClusterError::Sql { source, .. }) = standby.sql("postgres", write).await else {
+        panic!("a standby takes no writes")
+    };
+    let code = source.as_database_error().and_then(|refused| refused.code());
+    assert_eq!(code.as_deref(), Some("25006"));
+    primary.kill().await.unwrap();
+    standby.promote().await.unwrap();
+    standby.sql("postgres", write).await.unwrap();
+    standby.connect_as(&user, "postgres").await.unwrap();
+    standby.promote().await.unwrap_err();
+    // At the same address, and no standby any more.
+    standby.restart().await.unwrap();
+    standby.sql("postgres", write).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_standby_without_a_primary_is_not_made() {
+    let primary = Cluster::start().await.unwrap();
+    primary.stop().await.unwrap();
+    let error = Cluster::builder().standby_of(&primary).start().await.unwrap_err();
+    assert!(matches!(error, ClusterError::Backup(_)), "{error:?}");
+}
+
+#[tokio::test]
 async fn a_dropped_cluster_leaves_no_process_and_no_file() {
     let cluster = Cluster::start().await.unwrap();
     let mut held = cluster.connect("postgres").await.unwrap();

@@ -22,7 +22,7 @@ const BEGIN: &str = include_str!("sql/begin.sql");
 const UNINSTALL: &str = include_str!("sql/uninstall.sql");
 
 /// Deliberately wrong variants of the schema: what stands there, and what a mutant has instead.
-fn mutants() -> [(bool, &'static str, &'static str); 14] {
+fn mutants() -> [(bool, &'static str, &'static str); 15] {
     [
         (
             cfg!(biplane_mutant = "everybody_is_waited_for"),
@@ -43,6 +43,11 @@ fn mutants() -> [(bool, &'static str, &'static str); 14] {
             cfg!(biplane_mutant = "copies_are_believed"),
             "biplane.stamped_here_v1() is not true",
             "false",
+        ),
+        (
+            cfg!(biplane_mutant = "standbys_are_remembered"),
+            "elsif not pg_catalog.pg_is_in_recovery() then",
+            "else",
         ),
         (
             cfg!(biplane_mutant = "copies_are_open_when_stamped"),

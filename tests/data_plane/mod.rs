@@ -267,6 +267,18 @@ impl Watch {
         pids.into_iter().collect()
     }
 
+    /// When the sessions beyond the cap have asked something last, each.
+    pub async fn last_asked_by_reserved(&mut self) -> Vec<String> {
+        sqlx::query_scalar(
+            "select query_start::text from pg_stat_activity
+             where datname = any($1) and application_name like '%(reserved)' and query_start is not null",
+        )
+        .bind(&self.databases)
+        .fetch_all(&mut self.connection)
+        .await
+        .unwrap()
+    }
+
     pub async fn kill_sessions(&mut self) {
         sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where datname = any($1)")
             .bind(&self.databases)

@@ -11,6 +11,7 @@ mod copies;
 mod drain;
 mod durable;
 mod entry;
+mod failover;
 mod giving_up;
 mod grants;
 mod parallel;

@@ -24,13 +24,15 @@ use super::{
     home::{Base, Home, Storage, write_private},
     locate, processes,
     supervisor::{Program, Signal, Supervisor},
-    template,
+    template::{self, Primary},
 };
 
 /// A start includes recovery after a kill, on a machine that may be running many other tests.
 const START: Duration = Duration::from_secs(60);
 /// A fast stop writes out a checkpoint.
 const STOP: Duration = Duration::from_secs(60);
+/// A promotion ends recovery, which writes little.
+const PROMOTE: Duration = Duration::from_secs(60);
 /// What is killed is gone at once, and what is to halt halts; this covers a machine under load.
 const HALT: Duration = Duration::from_secs(10);
 /// Two processes would have to pick the same of 17,000 ports at the same moment, this often.
@@ -59,6 +61,7 @@ pub struct ClusterBuilder {
     encryption: Encryption,
     identity: Identity,
     storage: Storage,
+    primary: Option<Primary>,
 }
 
 /// How a cluster's users prove who they are.
@@ -108,6 +111,7 @@ impl Cluster {
             encryption: Encryption::Off,
             identity: Identity::Shared,
             storage: Storage::Quick,
+            primary: None,
         }
     }
 
@@ -260,6 +264,25 @@ impl Cluster {
         self.blocking(|inner| inner.with_supervisor(resume)).await
     }
 
+    /// Makes a standby the primary that it followed: it takes writes from here on, on a timeline of its own. Returns when
+    /// it does. Whether the old primary still runs is not looked at.
+    ///
+    /// # Errors
+    /// When it is no standby, does not run, or has not been promoted after a minute.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, it may or may not be promoted.
+    pub async fn promote(&self) -> Result<(), ClusterError> {
+        if self.ask_to_take_over(PROMOTE).await? {
+            return Ok(());
+        }
+        Err(ClusterError::TimedOut {
+            what: "take over",
+            limit: PROMOTE,
+            log: self.inner.with_supervisor(|supervisor| supervisor.log()),
+        })
+    }
+
     async fn blocking(
         &self,
         work: impl FnOnce(&Inner) -> Result<(), ClusterError> + Send + 'static,
@@ -320,9 +343,24 @@ impl ClusterBuilder {
         self
     }
 
+    /// A hot standby of another cluster, which it copies when it starts and follows from then on. Users and their
+    /// passwords are those of its primary, and so is everything else that is in there; its settings are its own.
+    ///
+    /// The primary knows it as `walreceiver`, or as its setting `cluster_name`: for `synchronous_standby_names`.
+    pub fn standby_of(mut self, primary: &Cluster) -> Self {
+        let password = primary.inner.superuser.password().cloned();
+        self.primary = Some(Primary {
+            sockets: primary.socket_directory(),
+            port: primary.endpoint().port,
+            password: password.unwrap_or_default(),
+        });
+        self
+    }
+
     /// Starts it, and returns when it takes connections.
     ///
     /// # Errors
+    /// [`ClusterError::Backup`] when it is to be a standby and cannot copy its primary;
     /// [`ClusterError::NotInstalled`] without a Postgres server on this machine; [`ClusterError::Start`] with the
     /// server's own words when it does not start, for example because of a setting.
     ///
@@ -366,9 +404,13 @@ impl Inner {
         };
         // Before there are any files, so that none is left behind whatever happens.
         let mut supervisor = Supervisor::new(home.path(), &account, &program)?;
-        let password = match builder.identity {
-            Identity::Shared => template::copy(&base, home.path(), &account, &server)?,
-            Identity::Own => template::initialise(home.path(), &account, &server)?,
+        let password = match (&builder.primary, builder.identity) {
+            (Some(primary), _) => {
+                template::follow(primary, home.path(), &account, &server)?;
+                primary.password.clone()
+            }
+            (None, Identity::Shared) => template::copy(&base, home.path(), &account, &server)?,
+            (None, Identity::Own) => template::initialise(home.path(), &account, &server)?,
         };
         let superuser = superuser(password)?;
         let sockets = home.path().join("s");

@@ -32,6 +32,9 @@ pub enum ClusterError {
     /// `initdb` failed.
     #[error("initdb did not make a cluster")]
     Initdb(#[source] ServerLog),
+    /// `pg_basebackup` failed.
+    #[error("the standby could not copy its primary")]
+    Backup(#[source] ServerLog),
     /// The server ended instead of starting; usually a setting that it does not take.
     #[error("the server did not start")]
     Start(#[source] ServerLog),

@@ -12,6 +12,8 @@ use std::{
 use super::{ClusterError, Missing};
 
 const SERVER_PROGRAMS: &[&str] = &["postgres", "initdb"];
+/// Comes with the server's packages, or with the client's on which those depend.
+const BASE_BACKUP: &[&str] = &["pg_basebackup"];
 
 /// A directory with `postgres` and `initdb`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,11 +53,26 @@ impl Server {
     pub(super) fn at(bin: &Path) -> Result<Self, ClusterError> {
         holds_server(bin)
             .then(|| Self { bin: bin.into() })
-            .ok_or_else(|| server_missing(vec![bin.into()]))
+            .ok_or_else(|| missing(SERVER_PROGRAMS, vec![bin.into()]))
     }
 
     pub(super) fn program(&self, name: &str) -> PathBuf {
         self.bin.join(name)
+    }
+
+    /// The program that copies a running server: beside `postgres`, or beside what that is a link to.
+    ///
+    /// # Errors
+    /// When it is there in neither place.
+    pub(super) fn base_backup(&self) -> Result<PathBuf, ClusterError> {
+        let linked = fs::canonicalize(self.program("postgres")).ok();
+        let behind = linked.as_deref().and_then(Path::parent);
+        let places: Vec<&Path> = [Some(&*self.bin), behind].into_iter().flatten().collect();
+        let found = places.iter().map(|bin| bin.join(BASE_BACKUP[0]));
+        found.into_iter().find(|file| file.exists()).ok_or_else(|| {
+            let looked_in = places.iter().map(|bin| bin.to_path_buf()).collect();
+            missing(BASE_BACKUP, looked_in)
+        })
     }
 
     /// Where the programs find their libraries, if they lie in an unpacked package rather than in the system.
@@ -127,7 +144,7 @@ impl Search {
                         .iter()
                         .map(|cache| cache.join("packages/*/usr/lib/postgresql/*/bin")),
                 );
-                Err(server_missing(looked_in))
+                Err(missing(SERVER_PROGRAMS, looked_in))
             }
         }
     }
@@ -246,9 +263,9 @@ fn holds_server(bin: &Path) -> bool {
     SERVER_PROGRAMS.iter().all(|program| bin.join(program).is_file())
 }
 
-fn server_missing(looked_in: Vec<PathBuf>) -> ClusterError {
+fn missing(programs: &'static [&'static str], looked_in: Vec<PathBuf>) -> ClusterError {
     ClusterError::NotInstalled(Box::new(Missing {
-        programs: SERVER_PROGRAMS,
+        programs,
         variable: "BIPLANE_PG_BIN to their directory",
         looked_in,
         install: "a Postgres server (Debian, Ubuntu: apt-get install postgresql; Fedora: dnf install \
@@ -323,6 +340,31 @@ mod tests {
         for program in programs {
             fs::write(bin.join(program), "").unwrap();
         }
+    }
+
+    #[test]
+    fn the_program_that_copies_servers_is_found_beside_a_link_or_what_it_leads_to() {
+        let root = tempfile::tempdir().unwrap();
+        let (real, linked) = (root.path().join("15/bin"), root.path().join("bin"));
+        install(&real, &["postgres", "initdb"]);
+        fs::create_dir_all(&linked).unwrap();
+        for program in SERVER_PROGRAMS {
+            std::os::unix::fs::symlink(real.join(program), linked.join(program)).unwrap();
+        }
+        let server = Server::at(&linked).unwrap();
+        let text = server.base_backup().unwrap_err().to_string();
+        assert!(
+            text.contains("pg_basebackup") && text.contains("15/bin"),
+            "{text}"
+        );
+        install(&real, &["pg_basebackup"]);
+        let found = server.base_backup().unwrap();
+        assert_eq!(
+            fs::canonicalize(found).unwrap(),
+            fs::canonicalize(real.join("pg_basebackup")).unwrap()
+        );
+        install(&linked, &["pg_basebackup"]);
+        assert_eq!(server.base_backup().unwrap(), linked.join("pg_basebackup"));
     }
 
     #[test]

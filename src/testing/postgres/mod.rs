@@ -15,6 +15,10 @@
 //!
 //! cluster.start_again().await?; // the same address, the same data
 //! cluster.sql("acme", "insert into note values ('still here')").await?;
+//!
+//! let standby = Cluster::builder().standby_of(&cluster).start().await?; // follows it
+//! cluster.kill().await?;
+//! standby.promote().await?;
 //! # Ok(()) }
 //! ```
 //!
@@ -27,6 +31,8 @@
 //! 4. `/opt/homebrew/opt/postgresql*/bin` and `/usr/local/opt/postgresql*/bin` (Homebrew), newest first;
 //! 5. `/usr/pgsql-*/bin` (the PostgreSQL project's rpm packages), newest first, and `/usr/bin`;
 //! 6. `$XDG_CACHE_HOME/biplane/packages/*` (or `~/.cache/…`), where packages may lie unpacked.
+//!
+//! A standby ([`ClusterBuilder::standby_of`]) also takes `pg_basebackup`, beside `postgres`, where packages have it.
 //!
 //! PgBouncer likewise: `BIPLANE_PGBOUNCER` (a file), `PATH`, the usual `bin` and `sbin` directories, the unpacked
 //! packages. One that knows prepared statements, for [`PgBouncerBuilder::newer`]: `BIPLANE_PGBOUNCER_NEW`, then the same

@@ -1,6 +1,6 @@
 //! Asking a throwaway server: logins, databases, roles.
 
-use std::env;
+use std::{env, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
@@ -85,6 +85,17 @@ impl Cluster {
     /// If the future is dropped, the statements may or may not have happened.
     pub async fn sql(&self, database: &str, sql: &str) -> Result<(), ClusterError> {
         self.run(database, sql.to_owned(), "run the statements").await
+    }
+
+    /// Whether the standby was promoted in this time.
+    pub(super) async fn ask_to_take_over(&self, limit: Duration) -> Result<bool, ClusterError> {
+        let seconds = i32::try_from(limit.as_secs()).unwrap_or(i32::MAX);
+        let mut connection = self.connect(MAINTENANCE).await?;
+        sqlx::query_scalar("select pg_catalog.pg_promote(true, $1)")
+            .bind(seconds)
+            .fetch_one(&mut connection)
+            .await
+            .map_err(refused("promote a standby"))
     }
 
     /// Creates a database. The name may hold any character.

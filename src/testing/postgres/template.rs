@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     ClusterError, ServerLog,
@@ -19,6 +19,14 @@ use super::{
 
 /// The superuser of every cluster.
 pub(super) const SUPERUSER: &str = "postgres";
+
+/// The server that a standby is to follow.
+#[derive(Clone, Debug)]
+pub(super) struct Primary {
+    pub(super) sockets: PathBuf,
+    pub(super) port: u16,
+    pub(super) password: SecretString,
+}
 
 /// Templates are made anew each day, because systems clean `/tmp` file by file, by age, and a template with holes
 /// would make broken clusters. The oldest such habit is 10 days.
@@ -78,6 +86,33 @@ pub(super) fn initialise(
         ClusterError::Initdb,
     )?;
     Ok(SecretString::from(password))
+}
+
+/// Makes `data` in the home as a copy of a running server that follows it.
+pub(super) fn follow(
+    primary: &Primary,
+    home: &Path,
+    account: &Account,
+    server: &Server,
+) -> Result<(), ClusterError> {
+    let mut backup = locate::command(&server.base_backup()?, server.libraries());
+    backup
+        .arg("--pgdata")
+        .arg(home.join("data"))
+        .arg("--host")
+        .arg(&primary.sockets)
+        .args(["--port", &primary.port.to_string()])
+        .args(["--username", SUPERUSER, "--no-password"])
+        .env("PGPASSWORD", primary.password.expose_secret())
+        // Where it is to read on, in its own settings.
+        .arg("--write-recovery-conf")
+        .args(["--wal-method", "stream", "--checkpoint", "fast", "--no-sync"]);
+    run(
+        account.apply(&mut backup, home),
+        "run pg_basebackup",
+        ClusterError::Backup,
+    )
+    .map(drop)
 }
 
 fn find_or_make(base: &Base, account: &Account, server: &Server) -> Result<PathBuf, ClusterError> {
