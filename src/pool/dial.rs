@@ -42,6 +42,9 @@ pub(crate) struct Dial {
     pub(crate) database_id: Option<DatabaseId>,
     /// What sessions are for. [`Access::Read`] makes their transactions read-only unless they say otherwise.
     pub(crate) access: Access,
+    /// Whether a standby is passed over. A login that writes for tenants finds nothing to do there, and what it reads may be
+    /// old; a control plane may be read on one.
+    pub(crate) primary_only: bool,
     /// One at a time uses a connection beyond the cap to get here: nobody elsewhere waits for more than one attempt to
     /// reach a server that does not answer.
     pub(crate) turn: tokio::sync::Mutex<()>,
@@ -375,12 +378,17 @@ impl Dial {
     /// unread, and then what comes here is not this row.
     pub(super) async fn settle(&self, connection: &mut PgConnection) -> sqlx::Result<Option<Backend>> {
         let sql = format!(
-            "select pid, (extract(epoch from backend_start) * 1000000)::int8 as started, {} \
+            "select pid, (extract(epoch from backend_start) * 1000000)::int8 as started, \
+             pg_catalog.pg_is_in_recovery() as standby, {} \
              from pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())",
             self.settings()
         );
         // One round trip, and nothing that another client's statements behind a pooler could be taken for.
         let row: PgRow = raw_sql(AssertSqlSafe(sql)).fetch_one(connection).await?;
+        let passes_over = self.primary_only && !cfg!(biplane_mutant = "who_writes_takes_standbys");
+        if passes_over && row.try_get("standby")? {
+            return Err(self.unavailable("it is a standby, which takes no writes").into());
+        }
         Ok(Some(Backend {
             pid: row.try_get("pid")?,
             started: row.try_get("started")?,

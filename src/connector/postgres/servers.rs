@@ -91,6 +91,8 @@ impl PgServers {
                 Role::App | Role::Service => Access::ReadWrite,
                 Role::ReadOnly => Access::Read,
             },
+            // What it asks about, logins and sessions, any of them knows.
+            primary_only: false,
             turn: tokio::sync::Mutex::default(),
             guard: None,
             successor: Successor::default(),

@@ -463,9 +463,17 @@ fn reachable(bouncer: &locate::Bouncer, account: &Account, home: &Path) -> Resul
     match runs {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             let copy = home.join("pgbouncer");
-            fs::copy(bouncer.program(), &copy)
-                .and_then(|_| account.own(&copy))
-                .map_err(ClusterError::io("copy pgbouncer for the server's user"))?;
+            // Not by this process: what it has open for writing, a process that another thread starts meanwhile may have
+            // open, too, for a moment in which nobody can run it ("text file busy").
+            let copied = locate::command(Path::new("cp"), None)
+                .arg(bouncer.program())
+                .arg(&copy)
+                .status()
+                .and_then(|status| match status.success() {
+                    true => account.own(&copy),
+                    false => Err(io::Error::other("cp failed")),
+                });
+            copied.map_err(ClusterError::io("copy pgbouncer for the server's user"))?;
             Ok(copy)
         }
         _ => Ok(bouncer.program().into()),
