@@ -12,26 +12,24 @@ use std::{
 };
 
 use biplane::{
+    connector::postgres::PgServers,
     error::{Error, ErrorKind},
     plane::{DataSchema, RoleName, TenantDb},
     pool::BreakerOptions,
-    tenant::{DatabaseId, Endpoint, Role, Server},
+    repository::DataServers,
+    tenant::{DataSource, DataSourceId, DatabaseId, Endpoint, Location, Role, Server, Tls, TlsMode},
     testing::{postgres::Cluster, wait},
 };
 use data_plane::{LIMIT, Placed, Wish, World, options};
 
-const UNAVAILABLE: ErrorKind = ErrorKind::DatabaseUnavailable { retry_after: None };
-
-fn kind(error: &sqlx::Error) -> ErrorKind {
-    Error::of(error).unwrap().kind()
-}
+const SOON: Duration = Duration::from_millis(200);
 
 /// At these endpoints, in this order.
 fn at(database: &str, endpoints: [Endpoint; 2]) -> Server {
     let [first, second] = endpoints;
     let mut server = Server::new(first, database);
     server.endpoints.push(second);
-    server.tls = biplane::tenant::Tls::new(biplane::tenant::TlsMode::Disable);
+    server.tls = Tls::new(TlsMode::Disable);
     server
 }
 
@@ -62,7 +60,7 @@ async fn until_it_follows(primary: &Cluster) {
 }
 
 #[tokio::test]
-async fn who_writes_passes_standbys_over_and_who_reads_does_not() {
+async fn who_writes_prefers_the_primary_wherever_it_stands_and_reads_at_a_standby_without_it() {
     let primary = Cluster::start().await.unwrap();
     let standby = standby_of(&primary).await;
     let world = World::new(&primary);
@@ -72,56 +70,81 @@ async fn who_writes_passes_standbys_over_and_who_reads_does_not() {
         .await
         .unwrap();
     until_it_follows(&primary).await;
-    let standby_first = at("acme", [standby.endpoint(), primary.endpoint()]);
-    let wish = Wish {
-        server: Some(standby_first),
-        ..Wish::default()
-    };
-    let placed = world.tenant_on("acme", "acme", wish).await;
-    world
-        .credentials
-        .set(placed.source, Role::ReadOnly, primary.superuser());
-    let biplane = world.biplane(options(4));
-    let db = biplane.route(&placed.slug).await.unwrap();
-    for _ in 0..3 {
+    let mut pool = options(4);
+    pool.probe_after = SOON;
+    for endpoints in [
+        [standby.endpoint(), primary.endpoint()],
+        [primary.endpoint(), standby.endpoint()],
+    ] {
+        let wish = Wish {
+            server: Some(at("acme", endpoints.clone())),
+            ..Wish::default()
+        };
+        let name = format!("acme-{}", endpoints[0].port);
+        let placed = world.tenant_on(&name, "acme", wish).await;
+        world
+            .credentials
+            .set(placed.source, Role::ReadOnly, primary.superuser());
+        let biplane = biplane::Biplane::postgres(world.control.clone(), world.credentials.clone())
+            .pool(pool.clone())
+            .breakers(BreakerOptions::default().back_off(SOON, SOON))
+            .build()
+            .unwrap();
+        let db = biplane.route(&placed.slug).await.unwrap();
+        let write = "insert into note values ('written')";
         let held = [db.begin().await.unwrap(), db.begin().await.unwrap()];
         assert!(!is_standby(&db).await.unwrap());
         drop(held);
-    }
-    sqlx::query("insert into note values ('written')")
-        .execute(&db)
+        sqlx::query(write).execute(&db).await.unwrap();
+        let reader = db.with_role(Role::ReadOnly);
+        assert_eq!(
+            is_standby(&reader).await.unwrap(),
+            endpoints[0] == standby.endpoint(),
+            "whoever only reads takes the first"
+        );
+
+        primary.kill().await.unwrap();
+        wait::until("reads go on", LIMIT, async || {
+            is_standby(&db).await.is_ok_and(|standby| standby)
+        })
         .await
         .unwrap();
-    assert!(is_standby(&db.with_role(Role::ReadOnly)).await.unwrap());
+        let error = sqlx::query(write).execute(&db).await.unwrap_err();
+        assert_eq!(Error::from(error).kind(), ErrorKind::ReadOnly);
+        wait::until("whoever only reads is served on", LIMIT, async || {
+            is_standby(&reader).await.is_ok_and(|standby| standby)
+        })
+        .await
+        .unwrap();
 
-    // With nothing but a standby there is nowhere to write, and the error says why.
-    primary.kill().await.unwrap();
-    // Connections at rest find that out first.
-    wait::until("nobody writes", LIMIT, async || {
-        let error = is_standby(&db).await.unwrap_err();
-        let ours = Error::of(&error).map(Error::kind);
-        matches!(ours, Some(ErrorKind::DatabaseUnavailable { .. }))
-    })
-    .await
-    .unwrap();
-    let reader = db.with_role(Role::ReadOnly);
-    assert!(is_standby(&reader).await.unwrap(), "whoever reads is served on");
+        primary.start_again().await.unwrap();
+        wait::until("writes go on", LIMIT, async || {
+            sqlx::query(write).execute(&db).await.is_ok()
+        })
+        .await
+        .unwrap();
+    }
 }
 
+/// A standby knows of no session at the primary.
 #[tokio::test]
-async fn with_nothing_but_a_standby_the_error_says_so() {
+async fn whoever_asks_for_sessions_asks_where_services_are() {
     let primary = Cluster::start().await.unwrap();
     let standby = standby_of(&primary).await;
-    let world = World::new(&standby);
-    let wish = Wish {
-        server: Some(standby.server("postgres")),
-        ..Wish::default()
-    };
-    let placed = world.tenant_on("acme", "postgres", wish).await;
-    let db = world.biplane(options(1)).route(&placed.slug).await.unwrap();
-    let error = is_standby(&db).await.unwrap_err();
-    assert_eq!(kind(&error), UNAVAILABLE);
-    assert!(error.to_string().contains("standby"), "{error}");
+    let login = primary.superuser();
+    let _held = primary.connect("postgres").await.unwrap();
+    let server = at("postgres", [standby.endpoint(), primary.endpoint()]);
+    let source = DataSource::new(DataSourceId::new(), "acme", Location::Server(server));
+    let servers = PgServers::new();
+    let sessions = servers
+        .sessions(&source, Role::App, &login, login.username())
+        .await;
+    assert!(sessions.unwrap() >= 1, "the one that is held");
+    let mut primaries = PgServers::new().patience(Duration::MAX);
+    primaries.log_in(&source, Role::App, &login).await.unwrap();
+    primaries = primaries.patience(Duration::from_secs(20));
+    primary.kill().await.unwrap();
+    primaries.log_in(&source, Role::App, &login).await.unwrap();
 }
 
 /// A primary that commits nothing which its standby does not have, with a fenced tenant on both.
@@ -149,7 +172,13 @@ async fn fenced<'a>(primary: &'a Cluster, standby: &Cluster) -> (World<'a>, Plac
     ] {
         primary.sql("postgres", sql).await.unwrap();
     }
-    until_it_follows(primary).await;
+    wait::until("commits wait for the standby", LIMIT, async || {
+        let in_step = "select count(*) from pg_stat_replication where sync_state = 'sync'";
+        let in_step: i64 = sqlx::query_scalar(in_step).fetch_one(&mut owner).await.unwrap();
+        in_step == 1
+    })
+    .await
+    .unwrap();
     (world, placed)
 }
 
@@ -159,10 +188,9 @@ async fn a_service_goes_on_at_the_standby_that_is_promoted_and_nothing_is_lost()
     let primary = Cluster::start().await.unwrap();
     let standby = standby_of(&primary).await;
     let (world, placed) = fenced(&primary, &standby).await;
-    let quickly = Duration::from_millis(200);
     let biplane = biplane::Biplane::postgres(world.control.clone(), world.credentials.clone())
         .pool(options(4))
-        .breakers(BreakerOptions::default().back_off(quickly, quickly))
+        .breakers(BreakerOptions::default().back_off(SOON, SOON))
         .build()
         .unwrap();
     let db = biplane.route(&placed.slug).await.unwrap();
@@ -203,9 +231,6 @@ async fn a_service_goes_on_at_the_standby_that_is_promoted_and_nothing_is_lost()
     more("it writes").await;
     primary.kill().await.unwrap();
     standby.promote().await.unwrap();
-    let alone = "alter system reset synchronous_standby_names";
-    standby.sql("postgres", alone).await.unwrap();
-    standby.sql("postgres", "select pg_reload_conf()").await.unwrap();
     more("it writes on").await;
     over.store(true, SeqCst);
     let kept = writer.await.unwrap();

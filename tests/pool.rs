@@ -178,7 +178,9 @@ async fn the_cap_holds_exactly_while_connections_are_closed_to_make_room() {
 /// A process that is stopped cannot be ended, so that there is time to look.
 #[tokio::test]
 async fn a_permit_is_held_until_the_backend_is_gone() {
-    let world = World::new(shared().await);
+    // Of its own: whatever a stopped process holds, others would wait for.
+    let cluster = Cluster::start().await.unwrap();
+    let world = World::new(&cluster);
     let (biplane, placed, db) = world
         .one({
             let mut options = options(1);
@@ -194,6 +196,7 @@ async fn a_permit_is_held_until_the_backend_is_gone() {
         async move { sleep(&db, 600.0).await }
     });
     watch.until_running("select pg_sleep", 1).await;
+    watch.until_asleep(1).await;
     let busy = *watch.pids().await.first().unwrap();
     let process = Pid::from_raw(busy).unwrap();
     kill_process(process, Signal::STOP).unwrap();

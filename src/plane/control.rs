@@ -82,7 +82,7 @@ impl ControlDb {
             application_name: options.application_name,
             database_id: None,
             access: Access::ReadWrite,
-            primary_only: false,
+            prefers_primary: false,
             turn: tokio::sync::Mutex::default(),
             // Who asks the control plane pauses by itself after a failure, and must not learn late that it is back.
             guard: None,

@@ -88,6 +88,11 @@ impl Physical {
     ) -> Self {
         permit.phase = Phase::Open;
         let now = Instant::now();
+        let mut life = shared.options.max_lifetime.mul_f64(1.0 - random_tenth());
+        if dial.would_rather_not(&dialed) {
+            // Soon there may be a primary again.
+            life = life.min(shared.options.probe_after);
+        }
         let endpoint = dialed.endpoint.map(|scope| Beyond {
             tripped: shared.breakers.tripped(&scope, now),
             scope,
@@ -97,7 +102,7 @@ impl Physical {
             backend: dialed.backend,
             dial,
             generation,
-            expires: later(now, shared.options.max_lifetime.mul_f64(1.0 - random_tenth())),
+            expires: later(now, life),
             since: now,
             permit,
             endpoint,

@@ -42,9 +42,9 @@ pub(crate) struct Dial {
     pub(crate) database_id: Option<DatabaseId>,
     /// What sessions are for. [`Access::Read`] makes their transactions read-only unless they say otherwise.
     pub(crate) access: Access,
-    /// Whether a standby is passed over. A login that writes for tenants finds nothing to do there, and what it reads may be
-    /// old; a control plane may be read on one.
-    pub(crate) primary_only: bool,
+    /// Whether a standby is taken only where no other endpoint answers: a login that writes for tenants can do little there,
+    /// and what it reads may be old. A control plane may be read on one as well.
+    pub(crate) prefers_primary: bool,
     /// One at a time uses a connection beyond the cap to get here: nobody elsewhere waits for more than one attempt to
     /// reach a server that does not answer.
     pub(crate) turn: tokio::sync::Mutex<()>,
@@ -88,6 +88,8 @@ pub(super) struct Backend {
     pub(super) pid: i32,
     /// When it started, in microseconds since 1970 by the server's clock.
     pub(super) started: i64,
+    /// Whether its server is a standby.
+    pub(super) on_standby: bool,
 }
 
 /// Why there is no connection.
@@ -125,7 +127,8 @@ pub(super) enum Purpose {
 
 impl Dial {
     /// Connects to the first endpoint that answers, and makes the session ready, all within `connect_timeout`. Endpoints
-    /// that are in the way of a breaker are passed over.
+    /// that are in the way of a breaker are passed over; standbys too, where primaries are preferred, unless it turns out
+    /// that nothing else answers.
     pub(super) async fn connect(
         &self,
         purpose: Purpose,
@@ -139,14 +142,16 @@ impl Dial {
             answered: false,
             ..nowhere
         };
+        let mut standby = None;
         let mut left = u32::try_from(self.server.endpoints.len()).unwrap_or(u32::MAX);
         for (index, endpoint) in self.server.endpoints.iter().enumerate() {
             let Some(pass) = way.to(self, index) else {
                 left -= 1;
                 continue;
             };
-            // An endpoint that does not answer must leave time for the next ones.
-            let share = deadline.saturating_duration_since(Instant::now()) / left.max(1);
+            // An endpoint that does not answer must leave time for the next ones, and for the way back to a standby.
+            let tries = left.saturating_add(u32::from(standby.is_some()));
+            let share = deadline.saturating_duration_since(Instant::now()) / tries.max(1);
             left -= 1;
             let until = later(Instant::now(), share);
             failure = match logins.connect_to(endpoint, purpose, options, until).await {
@@ -154,6 +159,12 @@ impl Dial {
                     if let Some(pass) = pass {
                         dialed.endpoint = Some(pass.scope().clone());
                         pass.succeed();
+                    }
+                    if left > 0 && self.would_rather_not(&dialed) {
+                        // Before the next one is tried, which has no permit of its own.
+                        hang_up(dialed.connection, options.reset_timeout).await;
+                        standby = Some((endpoint, dialed.endpoint));
+                        continue;
                     }
                     return Ok(dialed);
                 }
@@ -167,7 +178,23 @@ impl Dial {
                 break;
             }
         }
-        Err(failure)
+        match standby {
+            // Nothing answers but that.
+            Some((standby, scope)) if matches!(failure.blame, Blame::Endpoint | Blame::Nobody) => {
+                let dialed = logins.connect_to(standby, purpose, options, deadline).await;
+                dialed.map(|dialed| Dialed {
+                    endpoint: scope,
+                    ..dialed
+                })
+            }
+            _ => Err(failure),
+        }
+    }
+
+    /// Whether somewhere else would be better.
+    pub(super) fn would_rather_not(&self, dialed: &Dialed) -> bool {
+        let on_standby = dialed.backend.is_some_and(|backend| backend.on_standby);
+        self.prefers_primary && on_standby && !cfg!(biplane_mutant = "who_writes_takes_standbys")
     }
 
     pub(super) async fn connect_to(
@@ -379,19 +406,16 @@ impl Dial {
     pub(super) async fn settle(&self, connection: &mut PgConnection) -> sqlx::Result<Option<Backend>> {
         let sql = format!(
             "select pid, (extract(epoch from backend_start) * 1000000)::int8 as started, \
-             pg_catalog.pg_is_in_recovery() as standby, {} \
+             pg_catalog.pg_is_in_recovery() as on_standby, {} \
              from pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())",
             self.settings()
         );
         // One round trip, and nothing that another client's statements behind a pooler could be taken for.
         let row: PgRow = raw_sql(AssertSqlSafe(sql)).fetch_one(connection).await?;
-        let passes_over = self.primary_only && !cfg!(biplane_mutant = "who_writes_takes_standbys");
-        if passes_over && row.try_get("standby")? {
-            return Err(self.unavailable("it is a standby, which takes no writes").into());
-        }
         Ok(Some(Backend {
             pid: row.try_get("pid")?,
             started: row.try_get("started")?,
+            on_standby: row.try_get("on_standby")?,
         }))
     }
 

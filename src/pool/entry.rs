@@ -64,6 +64,8 @@ pub(super) struct Memory {
     tenant: Option<TenantId>,
     /// As whom the session itself entered.
     entered: Option<Entry>,
+    /// Whether it may have prepared what transactions begin with, for anybody.
+    prepared: bool,
     /// Where the names in the statements and types were looked up that sqlx keeps for this connection.
     names: Option<Names>,
     /// Hashes of statements whose types sqlx knows for this connection.
@@ -121,11 +123,29 @@ impl Checkout {
         self.be_busy().await?;
         self.look_names_up_anew(entry).await?;
         let mut text = self.make_as_new(entry);
-        text.push_str(&self.text_to_begin(options, entry));
-        self.begins();
-        let begun = PgTransactionManager::begin(self.connection(), Some(AssertSqlSafe(text).into_sql_str()));
-        let begun = begun.await;
+        let held_ready = entry.filter(|entry| self.has_entered(entry));
+        match held_ready {
+            Some(entry) => text.push_str(&self.text_of_begin(options, Some(&entry.again()))),
+            None => text.push_str(&self.text_to_begin(options, entry)),
+        }
+        let retries = held_ready.is_some() && !cfg!(biplane_mutant = "dropped_entries_are_final");
+        let begun = match self.send_begin(text).await {
+            // Somebody has dropped it unseen. Nothing of the caller's has run.
+            Err(error) if retries && is_not_prepared(&error) => {
+                self.memory().entered = None;
+                self.fail(&error);
+                self.rollback().await?;
+                self.be_busy().await?;
+                self.send_begin(self.text_to_begin(options, entry)).await
+            }
+            begun => begun,
+        };
         self.entered(begun, entry)
+    }
+
+    async fn send_begin(&mut self, text: String) -> sqlx::Result<()> {
+        self.begins();
+        PgTransactionManager::begin(self.connection(), Some(AssertSqlSafe(text).into_sql_str())).await
     }
 
     /// Makes the session one of this tenant, so that statements may run in it by themselves. Done once: as long as the
@@ -145,7 +165,7 @@ impl Checkout {
             self.begins();
         }
         text.push_str(&entry.call("enter_session_v1"));
-        self.memory().entered = None;
+        (self.memory().entered, self.memory().prepared) = (None, true);
         let entered = raw_sql(AssertSqlSafe(text)).execute(self.connection()).await;
         self.entered(entered.map(drop), Some(entry))?;
         self.ends();
@@ -154,20 +174,22 @@ impl Checkout {
     }
 
     /// The text that [`Checkout::begin`] sends where the session need not be made as new, for code that begins by itself on
-    /// a connection that has entered.
+    /// a connection that has entered. It counts on nothing that the session has prepared.
     pub(crate) fn text_to_begin(&self, options: &str, entry: Option<&Entry>) -> String {
+        let entering = entry.map(|entry| entry.call("enter_v1"));
+        self.text_of_begin(options, entering.as_deref())
+    }
+
+    fn text_of_begin(&self, options: &str, entering: Option<&str>) -> String {
         let mut text = String::from("begin");
         text.push_str(options);
         if !self.dial().session_is_ours() {
             text.push_str("; select ");
             text.push_str(&self.dial().path_of_transaction());
         }
-        if let Some(entry) = entry {
+        if let Some(entering) = entering {
             text.push_str("; ");
-            text.push_str(&match self.has_entered(entry) {
-                true => entry.again(),
-                false => entry.call("enter_v1"),
-            });
+            text.push_str(entering);
         }
         text
     }
@@ -182,10 +204,9 @@ impl Checkout {
         entered.is_some_and(|entered| still_holds(&entered, entry))
     }
 
-    /// Whether the session holds ready what its transactions begin with. Whoever alters a session may have dropped it.
+    /// Whether the session holds ready what its transactions begin with, as far as is known.
     fn has_entered(&self, entry: &Entry) -> bool {
-        let altered = self.is_altered() && !cfg!(biplane_mutant = "altered_sessions_begin_as_before");
-        self.session_can_enter(entry) && self.remembers_to_have_entered(entry) && !altered
+        self.session_can_enter(entry) && self.remembers_to_have_entered(entry)
     }
 
     /// Whether somebody else's state may be in the session. Behind a transaction pooler it may be anybody's each time.
@@ -213,12 +234,11 @@ impl Checkout {
                 false => String::new(),
             };
         };
-        let had_entered = self.remembers().entered.is_some();
         if !cfg!(biplane_mutant = "sessions_made_as_new_stay_entered") {
             self.memory().entered = None;
         }
         let mut text = String::from(AS_NEW);
-        if had_entered {
+        if self.remembers().prepared {
             // What its transactions began with names the tenant.
             text.push_str(FORGET_PREPARED_BY_SQL);
         }
@@ -314,6 +334,11 @@ impl Checkout {
 fn is_refusal(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(refused)
         if matches!(refused.code().as_deref(), Some("BP001" | "BP002" | "BP003")))
+}
+
+/// Whether the session holds nothing ready of the name that was to be executed.
+fn is_not_prepared(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(refused) if refused.code().as_deref() == Some("26000"))
 }
 
 /// Whether a session that entered so need not enter so again.

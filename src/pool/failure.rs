@@ -162,13 +162,8 @@ impl Blame {
     }
 
     fn of_io(error: &io::Error) -> Self {
-        let ours = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-        if let Some(ours) = ours {
-            return match ours.kind() {
-                // It answers, and is not what the data source needs.
-                ErrorKind::DatabaseUnavailable { .. } => Self::Source,
-                _ => Self::Refusal,
-            };
+        if error.get_ref().is_some_and(|inner| inner.is::<Error>()) {
+            return Self::Refusal;
         }
         match error.kind() {
             // So do TLS stacks say that they do not trust the other side.

@@ -28,7 +28,8 @@ pub struct PoolOptions {
     /// once; bounds the memory of a backend, and the time until a server that moved is noticed.
     pub max_lifetime: Duration,
     /// After which rest a connection is probed before it is lent. 30 s by default: routers and firewalls forget flows
-    /// after minutes, and a probe at every checkout would double the round trips.
+    /// after minutes, and a probe at every checkout would double the round trips. A connection to a standby whose login would
+    /// rather write lives no longer.
     pub probe_after: Duration,
     /// How long a probe, or the clean-up of a returned connection, may take before the connection is closed instead.
     /// 2 s by default.

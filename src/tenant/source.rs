@@ -63,8 +63,8 @@ pub struct Server {
     pub cluster: Arc<str>,
     /// Where the cluster stands, if that matters.
     pub region: Option<Arc<str>>,
-    /// Addresses, the preferred one first. Never empty. A login that writes for tenants passes standbys over, unless a
-    /// transaction pooler stands before them; one that reads takes the first that answers.
+    /// Addresses, the preferred one first. Never empty. A login that writes for tenants takes a standby only where no other
+    /// endpoint answers, or a transaction pooler stands before it; one that reads takes the first that answers.
     pub endpoints: Vec<Endpoint>,
     /// The name of the database.
     pub database: Arc<str>,

@@ -267,6 +267,15 @@ impl Watch {
         pids.into_iter().collect()
     }
 
+    /// Waits until that many sessions are in `pg_sleep`.
+    pub async fn until_asleep(&mut self, sessions: i64) {
+        wait::until(format!("{sessions} sessions sleep"), LIMIT, async || {
+            self.count("wait_event = 'PgSleep'").await == sessions
+        })
+        .await
+        .unwrap();
+    }
+
     /// When the sessions beyond the cap have asked something last, each.
     pub async fn last_asked_by_reserved(&mut self) -> Vec<String> {
         sqlx::query_scalar(

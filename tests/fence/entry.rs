@@ -116,6 +116,19 @@ async fn a_session_that_has_entered_is_held_against_the_same_at_each_transaction
         run(&mut app, "commit").await.unwrap();
         run(&mut app, home.enter_session(1)).await.unwrap();
     }
+    // A timeout that comes later holds for its transactions too, again and again.
+    run(&mut owner, format!("select biplane.allow_v1('{APP}', 4321)"))
+        .await
+        .unwrap();
+    for _ in 0..2 {
+        run(&mut app, begin.clone()).await.unwrap();
+        assert_eq!(
+            text(&mut app, "current_setting('statement_timeout')").await,
+            "4321ms"
+        );
+        run(&mut app, "commit").await.unwrap();
+    }
+    run(&mut app, home.enter_session(1)).await.unwrap();
     let stamp = format!("select biplane.stamp_v1('{}')", DatabaseId::new());
     for (change, code) in [
         ("update biplane.residence set epoch = 2", "BP001"),

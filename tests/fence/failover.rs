@@ -84,12 +84,6 @@ async fn a_promoted_standby_lets_nobody_in_until_it_is_stamped_and_reconciled() 
 
     primary.kill().await.unwrap();
     standby.promote().await.unwrap();
-    // It would wait for a standby of its own.
-    standby
-        .sql("postgres", "alter system reset synchronous_standby_names")
-        .await
-        .unwrap();
-    standby.sql("postgres", "select pg_reload_conf()").await.unwrap();
     assert_eq!(
         refused(&mut reader, begin.clone()).await,
         "BP003",

@@ -301,19 +301,32 @@ async fn a_session_that_a_tenant_has_spoilt_for_itself_is_not_kept() {
 async fn a_session_whose_prepared_statements_were_dropped_begins_transactions_all_the_same() {
     let (world, home, _resident, _biplane, db) = crate::homes::one(Isolation::Database).await;
     let forget = "create function public.forget() returns void language plpgsql as $$
-        begin execute 'deallocate all'; end $$";
+        begin execute 'deallocate all'; perform set_config('my.own', 'kept', false); end $$";
     world.cluster.sql(&home.database, forget).await.unwrap();
-    // Seen, by one who holds the connection; and unseen.
-    let mut held = db.acquire().await.unwrap();
-    held.execute("deallocate all").await.unwrap();
-    let mut tx = Acquire::begin(&mut held).await.unwrap();
-    tx.execute("select 1").await.unwrap();
-    tx.commit().await.unwrap();
-    drop(held);
+    for forget in ["deallocate all", "select forget()"] {
+        let mut held = db.acquire().await.unwrap();
+        held.execute(forget).await.unwrap();
+        for _ in 0..2 {
+            let mut tx = Acquire::begin(&mut held).await.unwrap();
+            tx.execute("select 1").await.unwrap();
+            tx.commit().await.unwrap();
+        }
+    }
     db.execute("select forget()").await.unwrap();
-    let mut tx = db.begin().await.unwrap();
-    tx.execute("select 1").await.unwrap();
-    tx.commit().await.unwrap();
+    for _ in 0..2 {
+        let mut tx = db.begin().await.unwrap();
+        // By text, for sqlx has lost its statements as well.
+        let row = tx
+            .fetch_one("select current_setting('my.own', true)")
+            .await
+            .unwrap();
+        assert_eq!(
+            row.get::<String, _>(0),
+            "kept",
+            "the session was not given up for that"
+        );
+        tx.commit().await.unwrap();
+    }
 }
 
 /// A tenant who is gone, whose old route still leads one router to a database that another tenant has for itself by now, and

@@ -353,7 +353,7 @@ impl Inner {
             application_name: Arc::clone(&self.options.service),
             database_id: source.database_id,
             access: role_access(role),
-            primary_only: role_access(role) == Access::ReadWrite,
+            prefers_primary: role_access(role) == Access::ReadWrite,
             turn: tokio::sync::Mutex::default(),
             successor: Successor::default(),
         };

@@ -5,7 +5,7 @@ use std::{fmt, num::NonZeroU32, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use sqlx::{Connection, Executor};
 
-use super::EnvironmentSource;
+use super::{EnvironmentSource, role_access};
 use crate::{
     error::{Error, ErrorKind},
     pool::{Checkout, Dial, Keeper, Logins, Passport, Pool, PoolOptions, Successor},
@@ -57,7 +57,7 @@ impl PgServers {
     }
 
     /// How long a server may take to let us in, and as long again to answer; 20 s unless told, because no request waits
-    /// for it. A pooler lets clients in by itself, and would keep them waiting for as long as its server is silent.
+    /// for it. Above 0, or nothing can be asked. A pooler lets clients in by itself, and would keep them waiting for as long as its server is silent.
     #[must_use]
     pub const fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
@@ -79,20 +79,19 @@ impl PgServers {
             }
         };
         let mut options = PoolOptions::default().cap(NonZeroU32::MIN);
-        (options.connect_timeout, options.wait_timeout) = (self.patience, self.patience + GOODBYE);
+        (options.connect_timeout, options.wait_timeout) =
+            (self.patience, self.patience.saturating_add(GOODBYE));
         let pool = Pool::new(options)?;
+        let access = role_access(role);
         let dial = Dial {
             server,
             logins: Keeper::new(Given(credential.clone())),
             search_path: "public".into(),
             application_name: "biplane (login)".into(),
             database_id: source.database_id,
-            access: match role {
-                Role::App | Role::Service => Access::ReadWrite,
-                Role::ReadOnly => Access::Read,
-            },
-            // What it asks about, logins and sessions, any of them knows.
-            primary_only: false,
+            access,
+            // As services do: a standby knows of no session at the primary.
+            prefers_primary: access == Access::ReadWrite,
             turn: tokio::sync::Mutex::default(),
             guard: None,
             successor: Successor::default(),

@@ -89,7 +89,8 @@ $function$;
 --
 -- It prepares what the session's transactions begin with, biplane_<tenant>_<epoch>: that looks whether everything still is
 -- as it was, for half of what entering costs, and enters if not, so that it never lets in whom enter_v1 would not. As a
--- statement of the session it is planned once; a function would be called, and a query be run in it, each time.
+-- statement of the session it is planned once; a function would be called, and a query be run in it, each time. Whatever
+-- changes biplane.database, a login's timeouts for instance, gives it another stamp, and the session has those of before.
 create function biplane.enter_session_v1(tenant uuid, epoch bigint, database uuid) returns void
 language plpgsql as $function$
 declare
@@ -129,11 +130,12 @@ begin
                 and residence.isolation operator(pg_catalog.=) 'database'
                 and residence.database_id operator(pg_catalog.=) %4$L
                 and here.database_id operator(pg_catalog.=) %4$L
-                and here.stamped_in operator(pg_catalog.=) pg_catalog.current_setting('biplane.stamp_seen', true)
+                and here.stamped_in operator(pg_catalog.=) %5$L
+                and pg_catalog.current_setting('biplane.stamp_seen', true) operator(pg_catalog.=) %5$L
                 and here.run_time_roles operator(pg_catalog.?) session_user::pg_catalog.text
                 and pg_catalog.current_setting(here.tenant_setting, true) operator(pg_catalog.=)
                     coalesce(residence.row_key, %2$L)
-        )$again$, again, tenant, epoch, database);
+        )$again$, again, tenant, epoch, database, (select here.stamped_in from biplane.database as here));
 end
 $function$;
 
