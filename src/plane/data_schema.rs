@@ -233,6 +233,9 @@ impl DataSchema {
     /// A login that was named itself, here or when the schema was installed, has its own timeouts, also if those are none.
     /// Any other has those of its groups, and the shortest of several.
     ///
+    /// Transactions have them from the next one on. A session that has entered as a whole keeps those of before for single
+    /// statements, until it is replaced.
+    ///
     /// # Errors
     /// [`SchemaMismatch`](ErrorKind::SchemaMismatch) when the schema is not installed;
     /// [`WrongDatabase`](ErrorKind::WrongDatabase) in a copy that was not stamped.
