@@ -57,7 +57,8 @@ impl PgServers {
     }
 
     /// How long a server may take to let us in, and as long again to answer; 20 s unless told, because no request waits
-    /// for it. Above 0, or nothing can be asked. A pooler lets clients in by itself, and would keep them waiting for as long as its server is silent.
+    /// for it. Above 0, or nothing can be asked. A pooler lets clients in by itself, and would keep them waiting for as long as
+    /// its server is silent.
     #[must_use]
     pub const fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
