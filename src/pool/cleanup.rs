@@ -166,7 +166,8 @@ async fn reset(physical: &mut Physical, state: State) -> sqlx::Result<()> {
         physical.memory = Memory::default();
         connection.clear_cached_statements().await?;
         discard_all(connection).await?;
-        let settled = physical.dial.settle(connection).await;
+        let settings = physical.dial.settings_anew();
+        let settled = physical.dial.settle(connection, &settings).await;
         if cfg!(biplane_mutant = "any_answer_will_do") {
             return Ok(());
         }

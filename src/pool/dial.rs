@@ -58,6 +58,11 @@ pub(crate) struct Dial {
 /// How many statements sqlx keeps for a connection unless it is told otherwise.
 const STATEMENTS: usize = 100;
 
+/// What sqlx announces of itself besides a name, as calls that set it (`establish.rs` of sqlx-postgres 0.9): texts, dates and
+/// times mean the same wherever a service runs.
+const SQLX_ANNOUNCES: &str = "pg_catalog.set_config('client_encoding', 'UTF8', false), \
+     pg_catalog.set_config('datestyle', 'ISO, MDY', false), pg_catalog.set_config('timezone', 'UTC', false)";
+
 /// The dial that took another's place, as long as it is there.
 #[derive(Default)]
 pub(crate) struct Successor(Mutex<Weak<Dial>>);
@@ -288,6 +293,28 @@ impl Dial {
         sql
     }
 
+    /// The same, in a session that was made as new.
+    pub(super) fn settings_anew(&self) -> String {
+        let mut sql = self.settings();
+        if let Some(announced) = self.announced() {
+            sql.push_str(", ");
+            sql.push_str(&announced);
+        }
+        sql
+    }
+
+    /// Sets what a connection announced when it was opened, where that is lost with `reset all`: a server takes it for what
+    /// a session is reset to, and a pooler hands it on by `set`.
+    pub(super) fn announced(&self) -> Option<String> {
+        if self.is_direct() || cfg!(biplane_mutant = "announcements_are_lost") {
+            return None;
+        }
+        let name = literal(&self.application_name);
+        Some(format!(
+            "pg_catalog.set_config('application_name', {name}, false), {SQLX_ANNOUNCES}"
+        ))
+    }
+
     /// Whether a session is ours for as long as the connection lives.
     pub(crate) fn session_is_ours(&self) -> bool {
         !matches!(self.server.pooler, Pooler::Transaction { .. })
@@ -390,7 +417,7 @@ impl Dial {
 
     async fn prepare(&self, dialed: &mut Dialed) -> sqlx::Result<()> {
         if self.session_is_ours() {
-            dialed.backend = self.settle(&mut dialed.connection).await?;
+            dialed.backend = self.settle(&mut dialed.connection, &self.settings()).await?;
         }
         match self.database_id {
             Some(_) if cfg!(biplane_mutant = "any_database_will_do") => Ok(()),
@@ -403,12 +430,15 @@ impl Dial {
     ///
     /// Also run after a session was reset, for which it is the proof: code that we did not see may have left answers
     /// unread, and then what comes here is not this row.
-    pub(super) async fn settle(&self, connection: &mut PgConnection) -> sqlx::Result<Option<Backend>> {
+    pub(super) async fn settle(
+        &self,
+        connection: &mut PgConnection,
+        settings: &str,
+    ) -> sqlx::Result<Option<Backend>> {
         let sql = format!(
             "select pid, (extract(epoch from backend_start) * 1000000)::int8 as started, \
-             pg_catalog.pg_is_in_recovery() as on_standby, {} \
-             from pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())",
-            self.settings()
+             pg_catalog.pg_is_in_recovery() as on_standby, {settings} \
+             from pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())"
         );
         // One round trip, and nothing that another client's statements behind a pooler could be taken for.
         let row: PgRow = raw_sql(AssertSqlSafe(sql)).fetch_one(connection).await?;

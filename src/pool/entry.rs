@@ -248,14 +248,21 @@ impl Checkout {
                 text.push_str("deallocate all; ");
             }
             text.push_str("select ");
-            text.push_str(&self.dial().settings());
+            text.push_str(&self.dial().settings_anew());
             text.push_str("; ");
-        } else if !cfg!(biplane_mutant = "statements_outlive_tenants") {
-            // Those that a pooler keeps for its clients were not prepared by SQL, and it counts on them.
-            text.push_str(match self.dial().keeps_statements() {
-                true => FORGET_PREPARED_BY_SQL,
-                false => "deallocate all; ",
-            });
+        } else {
+            if !cfg!(biplane_mutant = "statements_outlive_tenants") {
+                // Those that a pooler keeps for its clients were not prepared by SQL, and it counts on them.
+                text.push_str(match self.dial().keeps_statements() {
+                    true => FORGET_PREPARED_BY_SQL,
+                    false => "deallocate all; ",
+                });
+            }
+            if let Some(announced) = self.dial().announced() {
+                text.push_str("select ");
+                text.push_str(&announced);
+                text.push_str("; ");
+            }
         }
         text.push_str("commit; ");
         text

@@ -53,6 +53,7 @@ const HIDES: &str = "
     create function hide(secret text) returns void language plpgsql as $$
     begin
         perform set_config('my.own', secret, false), set_config('work_mem', '9MB', false);
+        perform set_config('timezone', 'Asia/Tokyo', false), set_config('application_name', secret, false);
         perform pg_advisory_lock(4711);
         execute 'create temporary table if not exists loot (secret text)';
         execute format('insert into loot values (%L)', secret);
@@ -93,7 +94,10 @@ impl Home {
             {HIDES};
             revoke create on schema public from public;
             grant select, insert, update, delete on note to {login};
-            grant usage on all sequences in schema public to {login}"
+            grant usage on all sequences in schema public to {login};
+            alter database {database} set client_encoding = 'LATIN1';
+            alter database {database} set datestyle = 'SQL, DMY';
+            alter database {database} set timezone = 'Asia/Tokyo'"
         );
         cluster.sql(&database, &tables).await.unwrap();
         let mut source = NewSource::new(name.as_str(), Location::Server(way(cluster.server(&database))));

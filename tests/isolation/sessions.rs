@@ -101,6 +101,10 @@ pub(crate) const LEFTOVERS: &str = "
         case when current_setting('work_mem') <> '4MB' then 'a setting' end,
         case when current_setting('my.own', true) <> '' then 'a setting of its own' end,
         case when current_setting('app.tenant_id') <> $3 then 'a tenant' end,
+        case when current_setting('application_name') <> 'biplane ' || $3 then 'a name' end,
+        case when current_setting('client_encoding') <> 'UTF8' then 'an encoding' end,
+        case when current_setting('datestyle') <> 'ISO, MDY' then 'a way to write dates' end,
+        case when current_setting('timezone') <> 'UTC' then 'a time zone' end,
         case when exists (select from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()
             and mode = 'ExclusiveLock') then 'a lock' end,
         case when exists (select from pg_prepared_statements
