@@ -14,7 +14,8 @@ use crate::{
     error::Error,
     tenant::{
         Counted, CredentialVersion, DataSource, DataSourceId, DatabaseId, Domain, Isolation, Location,
-        PoolSettings, Role, SealedText, Slug, Tenant, TenantId, TenantStatus, Version,
+        PoolSettings, Role, RoleCredentials, SealedText, Slug, StoredCredential, Tenant, TenantId,
+        TenantStatus, Version,
     },
 };
 
@@ -343,6 +344,14 @@ impl CredentialSlot {
             Self::Current => "current",
             Self::Next => "next",
         }
+    }
+
+    /// What is in this slot of a role's.
+    pub(crate) fn of(self, logins: Option<&RoleCredentials>) -> Option<&StoredCredential> {
+        logins.and_then(|logins| match self {
+            Self::Current => Some(&logins.current),
+            Self::Next => logins.next.as_ref(),
+        })
     }
 }
 

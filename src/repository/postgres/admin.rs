@@ -260,11 +260,7 @@ impl TenantAdmin for PgTenantAdmin {
         rules::sealed(&sealed)?;
         let mut tx = self.begin(by).await?;
         let known = lock_source(&mut tx, source).await?;
-        let known = known.credentials.get(&role);
-        let stored = match slot {
-            CredentialSlot::Current => known.map(|known| &known.current),
-            CredentialSlot::Next => known.and_then(|known| known.next.as_ref()),
-        };
+        let stored = slot.of(known.credentials.get(&role));
         if stored.map(|stored| stored.version) != expected {
             return Err(ErrorKind::VersionConflict.into());
         }

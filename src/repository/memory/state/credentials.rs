@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, sync::Arc};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
@@ -29,21 +29,15 @@ impl State {
         expected: Option<CredentialVersion>,
         sealed: SealedText,
     ) -> Result<CredentialVersion, Error> {
-        let source = self.sources.get_mut(&id).ok_or(ErrorKind::UnknownDataSource)?;
-        let known = source.record.credentials.get(&role);
-        let stored = match slot {
-            CredentialSlot::Current => known.map(|known| &known.current),
-            CredentialSlot::Next => known.and_then(|known| known.next.as_ref()),
-        };
-        let before = stored.map(|stored| stored.version);
+        let mut record = self.copy_of_source(id)?;
+        let known = record.credentials.get_mut(&role);
+        let before = slot.of(known.as_deref()).map(|stored| stored.version);
         if before != expected {
             return Err(ErrorKind::VersionConflict.into());
         }
-        let last = source.versions.get(&role).copied();
-        let version = last.map_or(CredentialVersion::FIRST, CredentialVersion::next);
+        let version = self.next_version(id, role);
         let stored = StoredCredential::new(version, sealed);
-        let mut record = DataSource::clone(&source.record);
-        match (record.credentials.get_mut(&role), slot) {
+        match (known, slot) {
             (Some(known), CredentialSlot::Current) => known.current = stored,
             (Some(known), CredentialSlot::Next) => known.next = Some(stored),
             (None, CredentialSlot::Current) => {
@@ -51,12 +45,9 @@ impl State {
             }
             (None, CredentialSlot::Next) => return Err(rules::next_without_current()),
         }
-        record.version = record.version.next();
-        source.versions.insert(role, version);
-        source.record = Arc::new(record);
-        let fact = format!("credential.{role}.{}", slot.as_str());
-        let changed = json!({ fact: { "before": before, "after": version } });
-        self.log(by, Subject::Source(id), &[ChangeKind::Credential], changed);
+        self.note_version(id, role, version);
+        let changed = json!({ fact(role, slot): { "before": before, "after": version } });
+        self.keep_logins(by, record, changed);
         Ok(version)
     }
 
@@ -67,8 +58,7 @@ impl State {
         role: Role,
         (current, next): (CredentialVersion, CredentialVersion),
     ) -> Result<CredentialVersion, Error> {
-        let source = self.sources.get_mut(&id).ok_or(ErrorKind::UnknownDataSource)?;
-        let mut record = DataSource::clone(&source.record);
+        let mut record = self.copy_of_source(id)?;
         let known = record
             .credentials
             .get_mut(&role)
@@ -77,18 +67,14 @@ impl State {
             .next
             .take_if(|prepared| prepared.version == next && known.current.version == current)
             .ok_or(ErrorKind::VersionConflict)?;
-        let last = source.versions.get(&role).copied();
-        let version = last.map_or(CredentialVersion::FIRST, CredentialVersion::next);
+        let version = self.next_version(id, role);
         known.current = StoredCredential::new(version, prepared.sealed);
-        record.version = record.version.next();
-        source.versions.insert(role, version);
-        source.record = Arc::new(record);
-        let fact = |slot: CredentialSlot| format!("credential.{role}.{}", slot.as_str());
+        self.note_version(id, role, version);
         let changed = json!({
-            fact(CredentialSlot::Current): { "before": current, "after": version },
-            fact(CredentialSlot::Next): { "before": next, "after": null },
+            fact(role, CredentialSlot::Current): { "before": current, "after": version },
+            fact(role, CredentialSlot::Next): { "before": next, "after": null },
         });
-        self.log(by, Subject::Source(id), &[ChangeKind::Credential], changed);
+        self.keep_logins(by, record, changed);
         Ok(version)
     }
 
@@ -99,21 +85,13 @@ impl State {
         role: Role,
         next: CredentialVersion,
     ) -> Result<(), Error> {
-        let source = self.sources.get_mut(&id).ok_or(ErrorKind::UnknownDataSource)?;
-        let mut record = DataSource::clone(&source.record);
-        let known = record
-            .credentials
-            .get_mut(&role)
-            .ok_or(ErrorKind::VersionConflict)?;
+        let mut record = self.copy_of_source(id)?;
+        let known = record.credentials.get_mut(&role);
         known
-            .next
-            .take_if(|prepared| prepared.version == next)
+            .and_then(|known| known.next.take_if(|prepared| prepared.version == next))
             .ok_or(ErrorKind::VersionConflict)?;
-        record.version = record.version.next();
-        source.record = Arc::new(record);
-        let fact = format!("credential.{role}.{}", CredentialSlot::Next.as_str());
-        let changed = json!({ fact: { "before": next, "after": null } });
-        self.log(by, Subject::Source(id), &[ChangeKind::Credential], changed);
+        let changed = json!({ fact(role, CredentialSlot::Next): { "before": next, "after": null } });
+        self.keep_logins(by, record, changed);
         Ok(())
     }
 
@@ -153,11 +131,11 @@ impl State {
             role,
             slot,
         } = one.place;
-        let Some(source) = self.sources.get_mut(&id) else {
+        let Ok(mut record) = self.copy_of_source(id) else {
             return ResealOutcome::Changed;
         };
-        let mut record = DataSource::clone(&source.record);
-        let held = record.credentials.get_mut(&role).and_then(|known| match slot {
+        let known = record.credentials.get_mut(&role);
+        let held = known.and_then(|known| match slot {
             CredentialSlot::Current => Some(&mut known.current),
             CredentialSlot::Next => known.next.as_mut(),
         });
@@ -168,12 +146,9 @@ impl State {
             return ResealOutcome::Replaced;
         }
         held.sealed = one.after.clone();
-        record.version = record.version.next();
-        source.record = Arc::new(record);
-        let key = |text: &SealedText| text.as_str().split('.').nth(1).unwrap_or_default().to_owned();
-        let fact = format!("credential.{role}.{}.key", slot.as_str());
+        let fact = format!("{}.key", fact(role, slot));
         let changed = json!({ fact: { "before": key(&one.before), "after": key(&one.after) } });
-        self.log(by, Subject::Source(id), &[ChangeKind::Credential], changed);
+        self.keep_logins(by, record, changed);
         ResealOutcome::Replaced
     }
 
@@ -183,20 +158,52 @@ impl State {
         place: CredentialPlace,
     ) -> Result<SealedCredential, Error> {
         let source = &self.known_source(place.source)?.record;
-        let known = source.credentials.get(&place.role);
-        let held = known.and_then(|known| match place.slot {
-            CredentialSlot::Current => Some(&known.current),
-            CredentialSlot::Next => known.next.as_ref(),
-        });
+        let held = place.slot.of(source.credentials.get(&place.role));
         let held = held.ok_or_else(|| rules::empty_slot(&source.name, place))?;
         let name = Arc::clone(&source.name);
         let opened = SealedCredential::new(place, name, held.version, held.sealed.clone());
-        let fact = format!("credential.{}.{}.opened", place.role, place.slot.as_str());
-        let key = opened.sealed.as_str().split('.').nth(1).unwrap_or_default();
-        let changed = json!({ fact: { "version": opened.version, "key": key } });
+        let fact = format!("{}.opened", fact(place.role, place.slot));
+        let changed = json!({ fact: { "version": opened.version, "key": key(&opened.sealed) } });
         if !cfg!(biplane_mutant = "openings_leave_no_trace") {
             self.log(by, Subject::Source(place.source), &[], changed);
         }
         Ok(opened)
     }
+
+    /// To be changed and kept.
+    fn copy_of_source(&self, id: DataSourceId) -> Result<DataSource, Error> {
+        Ok(DataSource::clone(&self.known_source(id)?.record))
+    }
+
+    fn keep_logins(&mut self, by: &Actor, mut record: DataSource, changed: Value) {
+        record.version = record.version.next();
+        let subject = Subject::Source(record.id);
+        self.replace_source(record);
+        self.log(by, subject, &[ChangeKind::Credential], changed);
+    }
+
+    fn next_version(&self, id: DataSourceId, role: Role) -> CredentialVersion {
+        let last = self
+            .sources
+            .get(&id)
+            .and_then(|source| source.versions.get(&role));
+        last.map_or(CredentialVersion::FIRST, |last| last.next())
+    }
+
+    /// It is never given again, whatever becomes of the login.
+    fn note_version(&mut self, id: DataSourceId, role: Role, version: CredentialVersion) {
+        if let Some(source) = self.sources.get_mut(&id) {
+            source.versions.insert(role, version);
+        }
+    }
+}
+
+/// What the audit log calls a slot.
+fn fact(role: Role, slot: CredentialSlot) -> String {
+    format!("credential.{role}.{}", slot.as_str())
+}
+
+/// The id of the key that a text was sealed with.
+fn key(text: &SealedText) -> &str {
+    text.as_str().split('.').nth(1).unwrap_or_default()
 }
