@@ -49,44 +49,37 @@ async fn begin(pool: PoolOptions) -> Begun {
     }
 }
 
+impl Begun {
+    async fn replace_login(&self) {
+        self.sealed.store(&self.placed, Next, &self.new).await;
+        self.sealed.promote(&self.placed).await;
+    }
+
+    async fn sessions_of_old(&self) -> i64 {
+        self.sealed.sessions_of(self.old.username()).await
+    }
+}
+
 #[tokio::test]
 async fn connections_at_rest_close_when_their_login_is_replaced_though_nobody_comes() {
-    let Begun {
-        sealed,
-        old,
-        new,
-        placed,
-        biplane: _biplane,
-        db,
-    } = begin(options(4)).await;
-    let two = (db.acquire().await.unwrap(), db.acquire().await.unwrap());
+    let it = begin(options(4)).await;
+    let two = (it.db.acquire().await.unwrap(), it.db.acquire().await.unwrap());
     drop(two);
-    assert_eq!(sealed.sessions_of(old.username()).await, 2);
-    sealed.store(&placed, Next, &new).await;
-    sealed.promote(&placed).await;
-    wait::until("they are closed", LIMIT, async || {
-        sealed.sessions_of(old.username()).await == 0
-    })
-    .await
-    .unwrap();
-    assert_eq!(user(&db).await.unwrap(), new.username());
+    assert_eq!(it.sessions_of_old().await, 2);
+    it.replace_login().await;
+    wait::until("they are closed", LIMIT, async || it.sessions_of_old().await == 0)
+        .await
+        .unwrap();
+    assert_eq!(user(&it.db).await.unwrap(), it.new.username());
 }
 
 #[tokio::test]
 async fn work_goes_on_with_the_old_login_and_is_counted_until_it_ends() {
-    let Begun {
-        sealed,
-        old,
-        new,
-        placed,
-        biplane,
-        db,
-    } = begin(options(4)).await;
-    let mut held = db.begin().await.unwrap();
-    sealed.store(&placed, Next, &new).await;
-    sealed.promote(&placed).await;
+    let it = begin(options(4)).await;
+    let mut held = it.db.begin().await.unwrap();
+    it.replace_login().await;
     wait::until("it is known", LIMIT, async || {
-        biplane.stats().connector.outdated == 1
+        it.biplane.stats().connector.outdated == 1
     })
     .await
     .unwrap();
@@ -94,42 +87,32 @@ async fn work_goes_on_with_the_old_login_and_is_counted_until_it_ends() {
         .fetch_one(&mut held)
         .await
         .unwrap();
-    assert_eq!(at_work, old.username());
-    assert_eq!(user(&db).await.unwrap(), new.username());
-    assert_eq!(biplane.stats().connector.outdated, 1);
+    assert_eq!(at_work, it.old.username());
+    assert_eq!(user(&it.db).await.unwrap(), it.new.username());
+    assert_eq!(it.biplane.stats().connector.outdated, 1);
     held.commit().await.unwrap();
     wait::until("it is over", LIMIT, async || {
-        biplane.stats().connector.outdated == 0
+        it.biplane.stats().connector.outdated == 0
     })
     .await
     .unwrap();
-    assert_eq!(sealed.sessions_of(old.username()).await, 0);
+    assert_eq!(it.sessions_of_old().await, 0);
 }
 
 #[tokio::test]
 async fn work_that_outlasts_the_drain_timeout_is_ended() {
     let mut pool = options(4);
     pool.drain_timeout = Duration::from_millis(100);
-    let Begun {
-        sealed,
-        old,
-        new,
-        placed,
-        biplane,
-        db,
-    } = begin(pool).await;
-    let mut held = db.begin().await.unwrap();
-    sealed.store(&placed, Next, &new).await;
-    sealed.promote(&placed).await;
-    wait::until("it is ended", LIMIT, async || {
-        sealed.sessions_of(old.username()).await == 0
-    })
-    .await
-    .unwrap();
+    let it = begin(pool).await;
+    let mut held = it.db.begin().await.unwrap();
+    it.replace_login().await;
+    wait::until("it is ended", LIMIT, async || it.sessions_of_old().await == 0)
+        .await
+        .unwrap();
     sqlx::query("select 1").execute(&mut held).await.unwrap_err();
     drop(held);
     wait::until("nothing is left", LIMIT, async || {
-        biplane.stats().connector.outdated == 0
+        it.biplane.stats().connector.outdated == 0
     })
     .await
     .unwrap();
@@ -233,27 +216,20 @@ async fn connections_at_rest_close_whatever_became_of_the_tenant_who_waited_for_
 
 #[tokio::test]
 async fn connections_at_rest_close_where_nobody_is_left_but_the_suspended() {
-    let Begun {
-        sealed,
-        old,
-        new,
-        placed,
-        biplane: _biplane,
-        db,
-    } = begin(options(4)).await;
-    assert_eq!(user(&db).await.unwrap(), old.username());
-    sealed.world.status(placed.id, TenantStatus::Suspended).await;
+    let it = begin(options(4)).await;
+    assert_eq!(user(&it.db).await.unwrap(), it.old.username());
+    it.sealed
+        .world
+        .status(it.placed.id, TenantStatus::Suspended)
+        .await;
     wait::until("it is known", LIMIT, async || {
-        let refused = user(&db).await.err();
+        let refused = user(&it.db).await.err();
         refused.is_some_and(|error| Error::of(&error).is_some())
     })
     .await
     .unwrap();
-    sealed.store(&placed, Next, &new).await;
-    sealed.promote(&placed).await;
-    wait::until("they are closed", LIMIT, async || {
-        sealed.sessions_of(old.username()).await == 0
-    })
-    .await
-    .unwrap();
+    it.replace_login().await;
+    wait::until("they are closed", LIMIT, async || it.sessions_of_old().await == 0)
+        .await
+        .unwrap();
 }
