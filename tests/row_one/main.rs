@@ -6,6 +6,10 @@
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+#[path = "../poolers/mod.rs"]
+mod poolers;
+
+mod behind_poolers;
 mod dice;
 mod mover;
 mod process;

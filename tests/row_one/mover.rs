@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::{
     process::{Process, say, told},
-    world::{Control, LIMIT, MOVER, NAME, Place, World, connect, ledger, sources},
+    world::{Control, LIMIT, MOVER, NAME, Place, World, connect_directly, ledger, sources},
 };
 
 /// What a move is made of, in this order. It can be interrupted before each.
@@ -130,8 +130,7 @@ impl Work {
         // Before anything is read that a mover before this one could change.
         for name in sources() {
             if !self.homes.contains_key(&name) {
-                let source = self.control.admin.source(&name).await?.unwrap();
-                let session = connect(&source, MOVER, &env::var(NAME).unwrap()).await?;
+                let session = connect_directly(&name, MOVER, &env::var(NAME).unwrap()).await?;
                 self.homes.insert(name.clone(), session);
             }
             self.fence(&name).take_over(id, LIMIT).await?;

@@ -20,7 +20,7 @@ use biplane::{
         DatabaseId, Epoch, Isolation, Location, PoolSettings, Role, Slug, TenantId, TenantRecord, TenantRef,
         TenantStatus,
     },
-    testing::postgres::{Authentication, Cluster, RoleAttribute},
+    testing::postgres::{Authentication, BouncerAuth, Cluster, PgBouncer, PoolMode, RoleAttribute},
 };
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
@@ -29,6 +29,8 @@ use sqlx::{
     raw_sql,
 };
 use tempfile::TempDir;
+
+use crate::poolers::Profile;
 
 /// Generous: these tests run beside many others on two cores.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -47,6 +49,7 @@ const KEYRING: &str = Keyring::VARIABLE;
 const ADMIN_URL: &str = "BIPLANE_TEST_ROW_ONE_ADMIN_URL";
 const LEDGER_URL: &str = "BIPLANE_TEST_ROW_ONE_LEDGER_URL";
 const DIRECTORY: &str = "BIPLANE_TEST_ROW_ONE_DIRECTORY";
+const PORTS: &str = "BIPLANE_TEST_ROW_ONE_PORTS";
 pub(crate) const NAME: &str = "BIPLANE_TEST_ROW_ONE_NAME";
 pub(crate) const SEED: &str = "BIPLANE_TEST_ROW_ONE_SEED";
 
@@ -139,7 +142,7 @@ pub(crate) async fn run(connection: &mut PgConnection, sql: impl Into<String>) -
         .map(drop)
 }
 
-/// A session of its own at one of the data servers.
+/// A session of its own, where a data source leads services.
 pub(crate) async fn connect(
     record: &biplane::tenant::DataSource,
     user: &str,
@@ -149,6 +152,15 @@ pub(crate) async fn connect(
         panic!("it is on a server");
     };
     connect_to(server.endpoints[0].port, &server.database, user, name).await
+}
+
+/// A session of its own at the server of a data source, whatever services go through.
+pub(crate) async fn connect_directly(source: &str, user: &str, name: &str) -> sqlx::Result<PgConnection> {
+    let (server, database) = source.split_once('-').unwrap();
+    let server = SERVERS.iter().position(|known| *known == server).unwrap();
+    let ports = env::var(PORTS).unwrap();
+    let port = ports.split(',').nth(server).unwrap().parse().unwrap();
+    connect_to(port, database, user, name).await
 }
 
 pub(crate) async fn connect_to(
@@ -164,6 +176,8 @@ pub(crate) async fn connect_to(
         .password(PASSWORD)
         .database(database)
         .ssl_mode(PgSslMode::Disable)
+        // PgBouncer does not take it from a client.
+        .extra_float_digits(None)
         .application_name(name)
         .connect()
         .await
@@ -226,6 +240,10 @@ pub(crate) struct World {
     pub(crate) keyring: Keyring,
     /// Movers write here what they saw when a drain had returned.
     pub(crate) ledger: PgConnection,
+    /// What services go through, one before each data server, if they do not connect directly.
+    bouncers: Vec<PgBouncer>,
+    /// Whether a connection may be held.
+    pub(crate) lends_sessions: bool,
     variables: Vec<(&'static str, String)>,
     directory: TempDir,
     // After the sessions that it serves.
@@ -234,8 +252,28 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn new() -> Self {
+        Self::start(None).await
+    }
+
+    /// Services go through PgBouncers with so many sessions of the server for each database and login.
+    pub(crate) async fn behind(profile: Profile, sessions: u32) -> Self {
+        Self::start(Some((profile, sessions))).await
+    }
+
+    async fn start(poolers: Option<(Profile, u32)>) -> Self {
         let plane = async { Cluster::builder().max_connections(100).start().await.unwrap() };
         let (plane, east, west) = tokio::join!(plane, data_server(), data_server());
+        let mut bouncers = Vec::new();
+        if let Some((profile, sessions)) = poolers {
+            let logins =
+                [APP, REPORTS].map(|user| Credential::new(user, SecretString::from(PASSWORD)).unwrap());
+            for cluster in [&east, &west] {
+                let bouncer = profile.before(cluster, sessions);
+                let trusts = BouncerAuth::Trust(logins.to_vec());
+                bouncers.push(bouncer.auth(trusts).start().await.unwrap());
+            }
+        }
+        let ports = format!("{},{}", east.endpoint().port, west.endpoint().port);
         let url = |database, login| plane.url(database, login).expose_secret().to_owned();
         let [router, admin] = ["router", "admin"].map(|role| {
             let (plane, password) = (&plane, SecretString::from(PASSWORD));
@@ -267,12 +305,15 @@ impl World {
             data: [east, west],
             keyring: Keyring::builder().key(key, KeyState::Primary).build().unwrap(),
             ledger,
+            bouncers,
+            lends_sessions: poolers.is_none_or(|(profile, _)| profile.mode == PoolMode::Session),
             variables: vec![
                 (CONTROL_URL, router),
                 (KEYRING, hex),
                 (ADMIN_URL, admin),
                 (LEDGER_URL, books),
                 (DIRECTORY, text),
+                (PORTS, ports),
             ],
             directory,
             _plane: plane,
@@ -308,7 +349,12 @@ impl World {
         for (server, cluster) in self.data.iter().enumerate() {
             for database in DATABASES {
                 let name = source(server, database);
-                let mut new = NewSource::new(name, Location::Server(cluster.server(database)));
+                let mut location = cluster.server(database);
+                if let Some(bouncer) = self.bouncers.get(server) {
+                    location.endpoints = vec![bouncer.endpoint()];
+                    location.pooler = bouncer.pooler();
+                }
+                let mut new = NewSource::new(name, Location::Server(location));
                 let id = DatabaseId::new();
                 new.database_id = Some(id);
                 new.pool = PoolSettings::new(0, 20).unwrap();
