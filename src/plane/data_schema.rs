@@ -354,10 +354,8 @@ fn sort(code: &str, constraint: Option<&str>, message: &str) -> Option<Error> {
         "BP001" => Error::new(ErrorKind::VersionConflict)
             .detail("the tenant is not here in that state, at this epoch"),
         "BP003" => ErrorKind::WrongDatabase.into(),
-        "BP006" => Error::new(ErrorKind::InvalidInput)
-            .detail("a tenant with a database of its own shares it with no other"),
-        // Ours, with names of roles alone.
-        "BP007" => Error::new(ErrorKind::InvalidInput).detail(message.to_owned()),
+        // Ours, with names of roles at most.
+        "BP006" | "BP007" => Error::new(ErrorKind::InvalidInput).detail(message.to_owned()),
         "23505" => Error::new(ErrorKind::InvalidInput)
             .detail("another tenant here has this schema, row key or role, or has the database to itself"),
         "23514" => Error::new(ErrorKind::InvalidInput).detail(match constraint {

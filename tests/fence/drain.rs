@@ -147,7 +147,11 @@ async fn what_is_prepared_while_the_drain_waits_is_waited_for() {
     let home = Home::new(Isolation::Row).await;
     let name = format!("while_{}", home.database);
     let (mut app, _) = home.writing("read committed").await;
-    let fencing = async { home.fence(1, patient()).await };
+    let returned = Cell::new(false);
+    let fencing = async {
+        home.fence_patiently().await;
+        returned.set(true);
+    };
     let preparing = async {
         wait::until("the fence is committed", LIMIT, async || {
             home.state().await == "fenced"
@@ -158,14 +162,87 @@ async fn what_is_prepared_while_the_drain_waits_is_waited_for() {
             .await
             .unwrap();
         let mut owner = home.owner().await;
+        let prepared_at = text(&mut owner, "select clock_timestamp()").await;
+        let looked = format!(
+            "select count(*) from pg_stat_activity
+             where datname = current_database() and pid <> pg_backend_pid() and query like '%biplane.running_v1%'
+                 and query_start > '{prepared_at}'::timestamptz + interval '30 ms'"
+        );
+        wait::until("the fence goes on looking", LIMIT, async || {
+            returned.get() || text(&mut owner, &looked).await == "1"
+        })
+        .await
+        .unwrap();
+        assert!(
+            !returned.get(),
+            "it waits to be committed, and the fence has returned"
+        );
         run(&mut owner, format!("commit prepared '{name}'"))
             .await
             .unwrap();
-        home.notes().await
     };
-    let (fenced, committed) = tokio::join!(fencing, preparing);
-    fenced.unwrap();
-    assert_eq!((committed.as_str(), home.notes().await.as_str()), ("1", "1"));
+    tokio::join!(fencing, preparing);
+    assert_eq!(home.notes().await, "1");
+}
+
+/// Of two movers the later one goes on: what the first has waited for is not all that could write.
+#[tokio::test]
+async fn a_fence_that_somebody_else_opens_or_repeats_meanwhile_does_not_return_as_one() {
+    for repeats in [false, true] {
+        let home = Home::new(Isolation::Row).await;
+        let (mut before, _) = home.writing("read committed").await;
+        let fencing = async { home.fence(1, patient()).await };
+        let meddling = async {
+            wait::until("the fence is committed", LIMIT, async || {
+                home.state().await == "fenced"
+            })
+            .await
+            .unwrap();
+            home.unfence().await;
+            let (writing, _) = home.writing("read committed").await;
+            if repeats {
+                let sql = format!("select biplane.fence_v1('{}', 1)", home.tenant);
+                run(&mut home.owner().await, sql).await.unwrap();
+            }
+            run(&mut before, "commit").await.unwrap();
+            writing
+        };
+        let (fenced, mut writing) = tokio::join!(fencing, meddling);
+        let error = fenced.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::VersionConflict, "{error}");
+        assert_eq!(home.state().await, if repeats { "fenced" } else { "open" });
+        run(&mut writing, "commit").await.unwrap();
+        assert_eq!(home.notes().await, "2");
+    }
+}
+
+/// Its mark tells that it has entered, whatever became of its login since.
+#[tokio::test]
+async fn a_login_that_may_not_enter_any_more_is_waited_for_while_it_writes() {
+    let home = Home::new(Isolation::Row).await;
+    let login = format!("member_{}", home.database);
+    create_login(home.cluster, &login).await;
+    let mut owner = home.owner().await;
+    run(&mut owner, format!("grant {APP} to {login}")).await.unwrap();
+    let mut app = home.login(&login).await;
+    let sql = format!(
+        "begin; {}; insert into public.note (epoch) values (1)",
+        home.enter(1)
+    );
+    run(&mut app, sql).await.unwrap();
+    run(&mut owner, format!("revoke {APP} from {login}"))
+        .await
+        .unwrap();
+    assert_eq!(
+        refused(&mut home.login(&login).await, home.enter(1)).await,
+        "42501"
+    );
+    let pid = pid(&mut app).await.to_string();
+    let named = home.fence_in_vain().await;
+    assert!(named.contains(&pid), "{named}");
+    run(&mut app, "commit").await.unwrap();
+    home.fence_patiently().await;
+    assert_eq!(home.notes().await, "1");
 }
 
 #[tokio::test]

@@ -223,6 +223,11 @@ async fn placing_follows_the_rules_that_enter_relies_on() {
             ErrorKind::InvalidInput,
         ),
         (other(Isolation::Row).row_key(""), ErrorKind::InvalidInput),
+        // Its names would lead to the tables of a tenant who has them alone, without policies.
+        (
+            other(Isolation::Row).schema(schema.clone()),
+            ErrorKind::InvalidInput,
+        ),
         (
             Residence::new(TenantId::new(), Epoch::ZERO, Isolation::Row),
             ErrorKind::InvalidInput,
@@ -241,6 +246,10 @@ async fn placing_follows_the_rules_that_enter_relies_on() {
         ErrorKind::InvalidInput,
         "two tenants with the same rows"
     );
+    // sqlx keeps statements and types for all who share tables.
+    let elsewhere = other(Isolation::Row).row_key("6").schema("elsewhere");
+    let error = fence.place(&elsewhere).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     assert_eq!(fence.residences().await.unwrap().len(), 2);
     fence.leave(home.tenant, Epoch::new(3)).await.unwrap();
     let error = fence.leave(home.tenant, Epoch::new(3)).await.unwrap_err();

@@ -175,17 +175,21 @@ async fn it_installs_again_without_forgetting_tenants_timeouts_or_fences() {
 
 /// Up to Postgres 14 everybody could create functions in `public`, and on later servers many let their applications.
 #[tokio::test]
-async fn whoever_installs_runs_nobody_elses_functions() {
+async fn whoever_installs_or_moves_runs_nobody_elses_functions() {
     let home = Home::empty(cluster().await).await;
     let mut superuser = home.owner().await;
     run(&mut superuser, DataSchema::uninstall_sql()).await.unwrap();
     let grant = format!("grant create on schema public to {APP}");
     run(&mut superuser, grant).await.unwrap();
     // A better match for the arguments that they have there than Postgres' own functions.
-    let traps = ["has_database_privilege(name, text)", "pg_has_role(text, text)"];
-    for trap in traps {
+    let traps = [
+        ("has_database_privilege(name, text)", "boolean"),
+        ("pg_has_role(text, text)", "boolean"),
+        ("unnest(integer[])", "setof integer"),
+    ];
+    for (trap, returns) in traps {
         let sql = format!(
-            "create function public.{trap} returns boolean language plpgsql as $$
+            "create function public.{trap} returns {returns} language plpgsql as $$
              begin raise exception 'run with the rights of %', current_user; end $$"
         );
         run(&mut home.app().await, sql).await.unwrap();
@@ -196,4 +200,8 @@ async fn whoever_installs_runs_nobody_elses_functions() {
     }
     home.place(home.tenant, Isolation::Row).await;
     home.fence_patiently().await;
+    let mut before = home.owner().await;
+    for mover in [&mut before, &mut superuser] {
+        Fence::new(mover).take_over(home.tenant, LIMIT).await.unwrap();
+    }
 }

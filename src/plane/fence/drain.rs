@@ -107,12 +107,14 @@ impl Fence<'_> {
     /// # Cancel safety
     /// Safe: reads only.
     pub async fn running(&mut self, tenant: TenantId) -> Result<BTreeSet<Running>, Error> {
-        let running = match cfg!(biplane_mutant = "poolers_are_not_drained") {
-            false => "select kind, id, pid from biplane.running_v1($1)",
-            true => {
-                "select kind, id, pid from biplane.running_v1($1) where pid is null
-                    or pid in (select pid from pg_stat_activity where client_addr is not null)"
-            }
+        let running = if cfg!(biplane_mutant = "poolers_are_not_drained") {
+            "select kind, id, pid from biplane.running_v1($1) where pid is null
+                or pid in (select pid from pg_stat_activity where client_addr is not null)"
+        } else if cfg!(biplane_mutant = "who_may_not_enter_now_never_did") {
+            "select kind, id, pid from biplane.running_v1($1) where pid is null
+                or pid in (select pid from pg_stat_activity where biplane.may_enter_v1(usename))"
+        } else {
+            "select kind, id, pid from biplane.running_v1($1)"
         };
         let rows: Vec<(String, String, Option<i32>)> = sqlx::query_as(running)
             .bind(*tenant.as_uuid())
@@ -146,7 +148,7 @@ impl Fence<'_> {
             Some(listed) => listed,
             None => self.running(tenant).await?,
         };
-        left.retain(|running| !running.is_prepared());
+        let too_early = left.extract_if(.., Running::is_prepared).collect();
         if cfg!(biplane_mutant = "sessions_outlive_the_drain") {
             left.retain(|running| !matches!(running, Running::Session { .. }));
         }
@@ -160,9 +162,12 @@ impl Fence<'_> {
             pause(until, &left).await?;
         }
         // After the others: what was prepared meanwhile is there by now.
-        let prepared =
-            |running: BTreeSet<Running>| running.into_iter().filter(Running::is_prepared).collect();
-        let mut left: BTreeSet<Running> = prepared(self.running(tenant).await?);
+        let mut left: BTreeSet<Running> = match cfg!(biplane_mutant = "what_is_prepared_is_listed_too_early")
+        {
+            true => too_early,
+            false => self.running(tenant).await?,
+        };
+        left.retain(Running::is_prepared);
         while !left.is_empty() && !cfg!(biplane_mutant = "prepared_transactions_are_overlooked") {
             pause(until, &left).await?;
             let now = self.running(tenant).await?;

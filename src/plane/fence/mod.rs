@@ -69,7 +69,8 @@ impl<'c> Fence<'c> {
     /// connection).
     ///
     /// [`Undrained`](ErrorKind::Undrained) at the deadline, with the process ids in the way.
-    /// [`VersionConflict`](ErrorKind::VersionConflict) when the tenant is not here at this epoch.
+    /// [`VersionConflict`](ErrorKind::VersionConflict) when the tenant is not here at this epoch, and when somebody else has
+    /// opened or fenced it while this waited: of two who fence at a time the later one goes on.
     /// [`InvalidConfiguration`](ErrorKind::InvalidConfiguration) for a server that loses what it has committed (`fsync` off).
     /// [`MissingPrivilege`](ErrorKind::MissingPrivilege), which names the privilege.
     /// [`DatabaseUnavailable`](ErrorKind::DatabaseUnavailable) when the connection is lost or nothing answers.
@@ -97,7 +98,16 @@ impl<'c> Fence<'c> {
             };
             self.close(tenant, epoch, until, &mut fenced).await?;
             self.until_replicated(standbys, until).await?;
-            self.drain(tenant, too_early, options, until).await
+            let since = self.fenced_since(tenant, epoch).await?;
+            self.drain(tenant, too_early, options, until).await?;
+            // Whoever was let in meanwhile was not waited for.
+            if since.is_some() && self.fenced_since(tenant, epoch).await? == since {
+                return Ok(());
+            }
+            fenced = None;
+            Err(Error::new(ErrorKind::VersionConflict).detail(
+                "somebody else has opened or fenced it meanwhile; see who moves it, and fence it again",
+            ))
         };
         match answered(until + SILENCE, fencing).await {
             Ok(()) => Ok(began.elapsed()),
@@ -155,6 +165,22 @@ impl<'c> Fence<'c> {
             }
             written => written.map_err(failed),
         }
+    }
+
+    /// When it was fenced last, as text, if it still is.
+    async fn fenced_since(&mut self, tenant: TenantId, epoch: Epoch) -> Result<Option<String>, Error> {
+        if cfg!(biplane_mutant = "fences_are_not_looked_at_again") {
+            return Ok(Some(String::new()));
+        }
+        sqlx::query_scalar(
+            "select changed_at::pg_catalog.text from biplane.residence
+             where tenant_id = $1 and epoch = $2 and state = 'fenced'",
+        )
+        .bind(*tenant.as_uuid())
+        .bind(number(epoch))
+        .fetch_optional(&mut *self.connection)
+        .await
+        .map_err(failed)
     }
 
     /// Opens the tenant again, unless the fence is another mover's, who may have returned from it.

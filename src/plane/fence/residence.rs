@@ -19,8 +19,8 @@ pub struct Residence {
     pub state: ResidenceState,
     /// What keeps its rows apart.
     pub isolation: Isolation,
-    /// The schema that unqualified names are looked up in, which [`Isolation::Schema`] needs. Without one, a session's
-    /// `search_path` stays.
+    /// The schema that unqualified names are looked up in, which [`Isolation::Schema`] needs and shares with nobody. Of
+    /// [`Isolation::Row`] it is the same for all tenants of a database. Without one, a session's `search_path` stays.
     pub schema: Option<String>,
     /// What the tenant setting, by default `app.tenant_id`, is set to. Without one, the tenant's id.
     pub row_key: Option<String>,
@@ -131,7 +131,8 @@ impl Fence<'_> {
     /// # Errors
     /// [`VersionConflict`](ErrorKind::VersionConflict) when the tenant is here already with other facts, open, or at this
     /// epoch or a later one; [`InvalidInput`](ErrorKind::InvalidInput) for facts that contradict each other, or another
-    /// tenant's: a schema of its own without a name, a second tenant in a database that belongs to one; and for a role that
+    /// tenant's: a schema of its own without a name or that somebody else has, a second tenant in a database that belongs to
+    /// one, another schema than that of those with whom it shares tables; and for a role that
     /// is not fit, with what is missing; [`WrongDatabase`](ErrorKind::WrongDatabase) in a copy that was not stamped;
     /// [`TransactionConflict`](ErrorKind::TransactionConflict) when a change by hand was in the way: call it again.
     ///

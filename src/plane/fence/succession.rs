@@ -28,6 +28,17 @@ const MOVERS: &str = "
         and held.objid = (pg_catalog.uuid_hash($2)::pg_catalog.int8 & 4294967295)::pg_catalog.oid
         and held.pid <> pg_catalog.pg_backend_pid()";
 
+/// Everything in it is Postgres' own, whatever somebody has put into a schema of the session's path.
+fn end_movers() -> &'static str {
+    match cfg!(biplane_mutant = "movers_look_everywhere") {
+        true => "select pg_catalog.pg_terminate_backend(pid) from unnest($1::int[]) as mover (pid)",
+        false => {
+            "select pg_catalog.pg_terminate_backend(pid)
+             from pg_catalog.unnest($1::pg_catalog.int4[]) as mover (pid)"
+        }
+    }
+}
+
 impl Fence<'_> {
     /// Makes this session the only one that moves a tenant here: ends those of whoever called this before, whether they are
     /// at work, stopped or dead, and is the tenant's mover until the connection closes.
@@ -64,7 +75,7 @@ impl Fence<'_> {
                 .fetch_all(&mut *self.connection)
                 .await
                 .map_err(failed)?;
-            sqlx::query("select pg_catalog.pg_terminate_backend(pid) from unnest($1::int[]) as mover (pid)")
+            sqlx::query(end_movers())
                 .bind(&before)
                 .execute(&mut *self.connection)
                 .await

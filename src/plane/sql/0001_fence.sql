@@ -160,7 +160,8 @@ $function$;
 
 -- What runs or waits now and may have entered as this tenant: transactions by their virtual ids, prepared ones by their
 -- names, and, where the tenant has the database to itself, the sessions. Asked for after the commit of a fence, whatever
--- of the answer is gone later cannot commit any more, and what is not in it reads the fence.
+-- of the answer is gone later cannot commit any more, and what is not in it reads the fence. Whoever has entered a shared
+-- database is told by a mark, whatever became of the login; of others it counts whether they may enter.
 create function biplane.running_v1(tenant uuid)
 returns table (kind text, id text, pid integer)
 language sql volatile as $function$
@@ -168,11 +169,11 @@ language sql volatile as $function$
         select coalesce((select home.isolation operator(pg_catalog.=) 'database' from biplane.residence as home
             where home.tenant_id operator(pg_catalog.=) running_v1.tenant), true) as alone
     ), session as materialized (
-        select activity.pid, activity.backend_start, activity.backend_type
+        select activity.pid, activity.backend_start, activity.backend_type,
+            biplane.may_enter_v1(activity.usename) as may_enter
         from pg_catalog.pg_stat_activity as activity
         where activity.datname operator(pg_catalog.=) pg_catalog.current_database()
             and activity.pid operator(pg_catalog.<>) pg_catalog.pg_backend_pid()
-            and biplane.may_enter_v1(activity.usename)
     ), held as materialized (
         select * from pg_catalog.pg_locks
     ), marked as (
@@ -194,7 +195,8 @@ language sql volatile as $function$
     left join marked on marked.virtualtransaction operator(pg_catalog.=) held.virtualtransaction
     where held.locktype operator(pg_catalog.=) 'virtualxid'
         and held.virtualxid operator(pg_catalog.=) held.virtualtransaction
-        and (residence.alone or marked.ours is not false)
+        and (residence.alone and session.may_enter
+            or not residence.alone and coalesce(marked.ours, session.may_enter))
     union all
     select 'prepared', pg_catalog.concat(prepared.transaction, ' ', prepared.gid), null
     from pg_catalog.pg_prepared_xacts as prepared
@@ -210,7 +212,7 @@ language sql volatile as $function$
     select 'session', session.backend_start::pg_catalog.text, session.pid
     from session
     cross join residence
-    where residence.alone and session.backend_type operator(pg_catalog.=) 'client backend'
+    where residence.alone and session.may_enter and session.backend_type operator(pg_catalog.=) 'client backend'
 $function$;
 
 revoke all on function biplane.fence_v1(uuid, bigint), biplane.unfence_v1(uuid, bigint, timestamptz),

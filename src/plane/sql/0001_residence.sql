@@ -28,27 +28,41 @@ create unique index residence_role_name_key on biplane.residence (role_name) whe
 create unique index residence_row_key_key on biplane.residence (coalesce(row_key, tenant_id::text))
     where isolation = 'row';
 
--- A tenant with a database of its own shares it with nobody.
-create function biplane.check_alone() returns trigger
+-- What neighbours may not have in common, and what they must. Enter tells a session no more than where to look names up,
+-- so a tenant of rows that looks into another's schema would find tables without policies there; and of those who share
+-- tables a service takes statements and types to be the same.
+create function biplane.check_neighbours() returns trigger
 language plpgsql as $function$
+declare
+    reason text;
 begin
     -- Writers of this table wait for each other, so that two cannot overlook one another. biplane.place_v1 has this lock
     -- already; whoever writes rows by hand in parallel begins with it, too, or meets deadlocks.
     lock table biplane.residence in share row exclusive mode;
-    if exists (
-        select from biplane.residence as other
-        where other.tenant_id operator(pg_catalog.<>) new.tenant_id
-            and (new.isolation operator(pg_catalog.=) 'database' or other.isolation operator(pg_catalog.=) 'database')
-    ) then
-        raise exception using errcode = 'BP006',
-            message = 'a tenant with a database of its own shares it with no other';
+    select case
+        when new.isolation operator(pg_catalog.=) 'database' or other.isolation operator(pg_catalog.=) 'database'
+            then 'a tenant with a database of its own shares it with no other'
+        when (new.isolation operator(pg_catalog.=) 'schema' or other.isolation operator(pg_catalog.=) 'schema')
+            and new.schema_name operator(pg_catalog.=) other.schema_name
+            then 'a tenant with a schema of its own shares it with no other'
+        when new.isolation operator(pg_catalog.=) 'row' and other.isolation operator(pg_catalog.=) 'row'
+            and coalesce(new.schema_name, '') operator(pg_catalog.<>) coalesce(other.schema_name, '')
+            then 'tenants who share tables look them up in the same schema'
+    end as gap
+    into reason
+    from biplane.residence as other
+    where other.tenant_id operator(pg_catalog.<>) new.tenant_id
+    order by gap
+    limit 1;
+    if reason is not null then
+        raise exception using errcode = 'BP006', message = reason;
     end if;
     return new;
 end
 $function$;
 
-create trigger check_alone before insert or update of isolation on biplane.residence
-    for each row execute function biplane.check_alone();
+create trigger check_neighbours before insert or update of isolation, schema_name on biplane.residence
+    for each row execute function biplane.check_neighbours();
 
 revoke all on biplane.residence from public;
-revoke all on function biplane.check_alone() from public;
+revoke all on function biplane.check_neighbours() from public;

@@ -5,6 +5,6 @@ drop function if exists biplane.running_v1, biplane.leave_v1, biplane.place_v1, 
     biplane.allow_v1, biplane.stamp_v1, biplane.keep_stamp, biplane.database_v1, biplane.stamped_here_v1, biplane.timeline_v1,
     biplane.directory_v1;
 drop table if exists biplane.residence, biplane.database, biplane.migration;
-drop function if exists biplane.check_alone;
+drop function if exists biplane.check_neighbours;
 drop schema if exists biplane;
 commit;
