@@ -9,11 +9,14 @@ use biplane::{
     pool::PoolOptions,
     repository::{NewSource, TenantAdmin},
     tenant::{DataSourceId, DatabaseId, Isolation, Location, PoolSettings, Role, Server, Slug, TenantId},
-    testing::postgres::Cluster,
+    testing::postgres::{Cluster, PgBouncer, PoolMode},
 };
 use secrecy::SecretString;
 
-use crate::data_plane::{World, options, shared};
+use crate::{
+    data_plane::{World, options, shared, through},
+    poolers::Profile,
+};
 
 /// A database with a fence, a login that is nobody's owner, and the table `note` for tenants that share it by row.
 pub(crate) struct Home {
@@ -255,6 +258,47 @@ pub(crate) async fn one(isolation: Isolation) -> (World<'static>, Home, Resident
     let biplane = unaware(&world, options(1));
     let db = handle(&biplane, &resident).await;
     (world, home, resident, biplane, db)
+}
+
+/// A resident of a home of its own, who gets there directly or through a PgBouncer.
+pub(crate) struct Seat {
+    pub(crate) world: World<'static>,
+    pub(crate) home: Home,
+    pub(crate) resident: Resident,
+    pub(crate) biplane: Biplane,
+    pub(crate) db: TenantDb,
+    /// Whether its statements run by themselves, in sessions of its own.
+    pub(crate) alone: bool,
+    _bouncer: Option<PgBouncer>,
+}
+
+impl Seat {
+    /// With a pool of so many connections.
+    pub(crate) async fn new(way: Option<Profile>, isolation: Isolation, connections: u32) -> Self {
+        let world = world().await;
+        let bouncer = match way {
+            Some(profile) => Some(profile.start(world.cluster, connections).await),
+            None => None,
+        };
+        let home = Home::reached_by(&world, |server| match &bouncer {
+            Some(bouncer) => through(server, bouncer.pooler(), bouncer.endpoint()),
+            None => server,
+        })
+        .await;
+        let resident = home.resident(&world, isolation).await;
+        let biplane = unaware(&world, options(connections));
+        let db = handle(&biplane, &resident).await;
+        let lent = way.is_some_and(|profile| profile.mode == PoolMode::Transaction);
+        Self {
+            world,
+            home,
+            resident,
+            biplane,
+            db,
+            alone: isolation == Isolation::Database && !lent,
+            _bouncer: bouncer,
+        }
+    }
 }
 
 pub(crate) const MODES: [Isolation; 3] = [Isolation::Database, Isolation::Schema, Isolation::Row];

@@ -37,7 +37,10 @@ pub(crate) fn journals(directory: &Path) -> Vec<Told> {
 
 pub(crate) fn journal(file: &Path) -> Vec<Told> {
     let text = std::fs::read_to_string(file).unwrap_or_default();
-    text.lines()
+    // The last one may be half written.
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    whole
+        .lines()
         .map(|line| {
             let words: Vec<&str> = line.split(' ').collect();
             Told {
