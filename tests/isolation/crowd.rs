@@ -317,9 +317,9 @@ async fn nor_when_all_of_them_come_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nor_with_tenants_that_have_databases_of_their_own_among_them() {
-    let rounds = setting("BIPLANE_ISOLATION_ROUNDS", 400);
     // Each change of databases costs a connection.
-    run("three modes", crowd(2).await, 2, rounds / 16).await;
+    let rounds = setting("BIPLANE_ISOLATION_ROUNDS", 48);
+    run("three modes", crowd(2).await, 2, rounds / 2).await;
 }
 
 /// Everybody's transactions run in one session of the server, in any order.
@@ -362,4 +362,18 @@ behind_each_pgbouncer!(
     nor_with_databases_of_their_own_behind_the_same_pooler,
 );
 
-behind_each_pgbouncer_in_session_mode!(nobody_in_a_session_that_a_pooler_gave_finds_what_is_anothers);
+async fn nor_in_such_a_session_with_databases_of_their_own_beside_it(profile: Profile) {
+    let rounds = 24 * poolers::patience();
+    run(
+        "three modes, in sessions of a pooler's",
+        crowd_behind(Some(profile), 2, 1).await,
+        2,
+        rounds / 2,
+    )
+    .await;
+}
+
+behind_each_pgbouncer_in_session_mode!(
+    nobody_in_a_session_that_a_pooler_gave_finds_what_is_anothers,
+    nor_in_such_a_session_with_databases_of_their_own_beside_it,
+);
