@@ -106,7 +106,7 @@ impl<P: Plane> Db<P> {
                     replaced = true;
                 }
                 Next::Refresh(refused) if !refreshed && !cfg!(biplane_mutant = "stale_routes_are_final") => {
-                    refreshed = true;
+                    refreshed = !cfg!(biplane_mutant = "stale_routes_are_read_again_and_again");
                     self.lease.refresh(&refused).await?;
                 }
                 _ => return Err(error),

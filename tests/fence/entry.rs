@@ -191,6 +191,82 @@ async fn only_the_logins_that_were_named_and_members_of_named_groups_enter() {
     assert_eq!(refused(&mut home.app().await, home.enter(1)).await, "42501");
 }
 
+/// Of what it says and of what it calls, so that no setting of a session's makes it mean something else.
+#[tokio::test]
+async fn entering_runs_nothing_but_postgres_own_whatever_the_search_path() {
+    for isolation in [Isolation::Row, Isolation::Schema, Isolation::Database] {
+        let home = Home::new(isolation).await;
+        let member = format!("member_{}", home.database);
+        create_login(home.cluster, &member).await;
+        let mut owner = home.owner().await;
+        let mut traps = format!(
+            "select biplane.allow_v1('{APP}', 10000, 10000, 10000);
+             grant {APP} to {member}; create schema trap; grant usage on schema trap to public;"
+        );
+        for (name, arguments, returns) in [
+            ("current_setting", "text", "text"),
+            ("current_setting", "text, boolean", "text"),
+            ("set_config", "text, text, boolean", "text"),
+            ("concat", "text, text, text", "text"),
+            ("quote_ident", "text", "text"),
+            ("pg_is_in_recovery", "", "boolean"),
+            ("pg_has_role", "oid, oid, text", "boolean"),
+            ("min", "integer", "integer"),
+        ] {
+            traps.push_str(&trap(name, arguments, returns));
+        }
+        for (number, of) in ["text", "uuid", "bigint", "integer", "name", "oid"]
+            .iter()
+            .enumerate()
+        {
+            for (operator, name) in [("=", "eq"), ("<>", "ne")] {
+                let name = format!("{name}_{number}");
+                traps.push_str(&trap(&name, &format!("{of}, {of}"), "boolean"));
+                traps.push_str(&format!(
+                    "create operator trap.{operator} (leftarg = {of}, rightarg = {of}, function = trap.{name});"
+                ));
+            }
+        }
+        run(&mut owner, traps).await.unwrap();
+        for login in [APP, &member] {
+            let mut app = home.login(login).await;
+            run(&mut app, "set search_path = trap, pg_catalog, public")
+                .await
+                .unwrap();
+            let caught = "select current_setting('application_name')";
+            assert_eq!(
+                refused(&mut app, caught).await,
+                "P0001",
+                "the path leads into the trap"
+            );
+            let enter = format!("begin; {}; commit", home.enter(1));
+            run(&mut app, enter).await.unwrap();
+            if isolation == Isolation::Database {
+                run(&mut app, home.enter_session(1)).await.unwrap();
+                run(&mut app, format!("begin; {}; commit", home.enter_again(1)))
+                    .await
+                    .unwrap();
+            }
+        }
+    }
+}
+
+fn trap(name: &str, arguments: &str, returns: &str) -> String {
+    format!(
+        "create function trap.{name}({arguments}) returns {returns} language plpgsql as $$
+         begin raise exception 'caught in {name}({arguments})'; end $$;"
+    )
+}
+
+/// Neither runs with its owner's rights, nor undoes the `search_path` that it sets.
+#[tokio::test]
+async fn no_function_of_the_schema_has_rights_or_settings_of_its_own() {
+    let home = Home::new(Isolation::Row).await;
+    let odd = "select string_agg(proname, ', ') from pg_proc
+        where pronamespace = 'biplane'::regnamespace and (prosecdef or proconfig is not null)";
+    assert_eq!(text(&mut home.owner().await, odd).await, "");
+}
+
 #[tokio::test]
 async fn placing_follows_the_rules_that_enter_relies_on() {
     let home = Home::new(Isolation::Schema).await;

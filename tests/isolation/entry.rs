@@ -72,9 +72,12 @@ async fn many_that_are_refused_at_once_share_a_few_loads() {
 #[tokio::test]
 async fn a_route_that_stays_stale_says_so() {
     for isolation in MODES {
-        let (world, _home, resident, _biplane, db) = one(isolation).await;
+        let (world, _home, resident, biplane, db) = one(isolation).await;
         residence(world.cluster, &resident, "epoch = epoch + 5").await;
-        assert_eq!(refused(&db).await, ErrorKind::StaleRoute, "{isolation}");
+        let loads = biplane.stats().loads;
+        let told = tokio::time::timeout(LIMIT, refused(&db)).await;
+        assert_eq!(told.expect("it is told"), ErrorKind::StaleRoute, "{isolation}");
+        assert_eq!(biplane.stats().loads, loads + 2, "once for each of the two");
         residence(world.cluster, &resident, "epoch = epoch - 5").await;
         assert_eq!(count(&db).await, 0);
     }

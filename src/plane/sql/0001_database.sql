@@ -133,14 +133,19 @@ create function biplane.team_v1(login name) returns jsonb
 language sql stable as $function$
     select case when pg_catalog.count(*) operator(pg_catalog.>) 0 then
         pg_catalog.jsonb_strip_nulls(pg_catalog.jsonb_build_object(
-            'statement_timeout',
-            pg_catalog.min(nullif((allowed.timeouts operator(pg_catalog.->>) 'statement_timeout')::integer, 0)),
-            'lock_timeout',
-            pg_catalog.min(nullif((allowed.timeouts operator(pg_catalog.->>) 'lock_timeout')::integer, 0)),
-            'idle_timeout',
-            pg_catalog.min(nullif((allowed.timeouts operator(pg_catalog.->>) 'idle_timeout')::integer, 0)))) end
+            'statement_timeout', pg_catalog.min(given.statement)
+                filter (where given.statement operator(pg_catalog.<>) 0),
+            'lock_timeout', pg_catalog.min(given.lock)
+                filter (where given.lock operator(pg_catalog.<>) 0),
+            'idle_timeout', pg_catalog.min(given.idle)
+                filter (where given.idle operator(pg_catalog.<>) 0))) end
     from biplane.database as here
     cross join pg_catalog.jsonb_each(here.run_time_roles) as allowed (role_name, timeouts)
+    cross join lateral (
+        select (allowed.timeouts operator(pg_catalog.->>) 'statement_timeout')::pg_catalog.int4 as statement,
+            (allowed.timeouts operator(pg_catalog.->>) 'lock_timeout')::pg_catalog.int4 as lock,
+            (allowed.timeouts operator(pg_catalog.->>) 'idle_timeout')::pg_catalog.int4 as idle
+    ) as given
     join pg_catalog.pg_roles as team on team.rolname operator(pg_catalog.=) allowed.role_name::pg_catalog.name
     join pg_catalog.pg_roles as member on member.rolname operator(pg_catalog.=) login
     where not member.rolsuper and pg_catalog.pg_has_role(member.oid, team.oid, 'MEMBER')

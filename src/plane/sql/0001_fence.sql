@@ -24,7 +24,7 @@ begin
     end if;
     update biplane.residence as residence set state = 'fenced', changed_at = fenced_at
     where residence.tenant_id operator(pg_catalog.=) fence_v1.tenant;
-    return case before when 'open' then fenced_at end;
+    return case when before operator(pg_catalog.=) 'open' then fenced_at end;
 end
 $function$;
 
@@ -57,7 +57,7 @@ begin
         and residence.epoch operator(pg_catalog.=) confirm_v1.epoch
         and residence.isolation operator(pg_catalog.=) confirm_v1.isolation;
     update biplane.residence as residence
-    set state = case residence.state when 'restored' then 'open' else residence.state end,
+    set state = case when residence.state operator(pg_catalog.=) 'restored' then 'open' else residence.state end,
         database_id = biplane.database_v1(), changed_at = pg_catalog.clock_timestamp()
     where residence.tenant_id operator(pg_catalog.=) confirm_v1.tenant
         and residence.epoch operator(pg_catalog.=) confirm_v1.epoch
@@ -125,9 +125,12 @@ begin
         isolation = excluded.isolation, schema_name = excluded.schema_name, row_key = excluded.row_key,
         role_name = excluded.role_name, database_id = excluded.database_id, changed_at = excluded.changed_at
     where home.epoch operator(pg_catalog.<) excluded.epoch and home.state operator(pg_catalog.<>) 'open'
-        or row (home.epoch, home.state, home.isolation, home.schema_name, home.row_key, home.role_name, home.database_id)
-            is not distinct from row (excluded.epoch, excluded.state, excluded.isolation,
-                excluded.schema_name, excluded.row_key, excluded.role_name, excluded.database_id);
+        or home.epoch operator(pg_catalog.=) excluded.epoch and home.state operator(pg_catalog.=) excluded.state
+            and home.isolation operator(pg_catalog.=) excluded.isolation
+            and coalesce(home.schema_name, '') operator(pg_catalog.=) coalesce(excluded.schema_name, '')
+            and coalesce(home.row_key, '') operator(pg_catalog.=) coalesce(excluded.row_key, '')
+            and coalesce(home.role_name, '') operator(pg_catalog.=) coalesce(excluded.role_name, '')
+            and home.database_id operator(pg_catalog.=) excluded.database_id;
     if not found then
         raise exception using errcode = 'BP001', message = 'the tenant is here already, open, or at this epoch or a later one';
     end if;
