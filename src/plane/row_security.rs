@@ -274,14 +274,18 @@ impl Db<DataPlane> {
             let Some(kind) = kind else { continue };
             let table: String = row.try_get("name")?;
             report.gaps.push(match kind.as_str() {
-                "role" => RowSecurityGap::RoleBypasses,
+                "role" if !cfg!(biplane_mutant = "bypassing_roles_pass") => RowSecurityGap::RoleBypasses,
                 "missing" => RowSecurityGap::Missing { table },
                 "not a table" => RowSecurityGap::NotATable { table },
                 "not enabled" if !cfg!(biplane_mutant = "unprotected_tables_pass") => {
                     RowSecurityGap::NotEnabled { table }
                 }
-                "not forced" => RowSecurityGap::NotForced { table },
-                "no policy" => RowSecurityGap::NoPolicy { table },
+                "not forced" if !cfg!(biplane_mutant = "unforced_tables_pass") => {
+                    RowSecurityGap::NotForced { table }
+                }
+                "no policy" if !cfg!(biplane_mutant = "tables_without_policies_pass") => {
+                    RowSecurityGap::NoPolicy { table }
+                }
                 "policy" => RowSecurityGap::PolicyIgnoresTenant {
                     table,
                     policy: row.try_get("policy")?,
