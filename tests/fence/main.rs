@@ -7,6 +7,7 @@ mod data_plane;
 mod poolers;
 
 mod behind_poolers;
+mod by_hand;
 mod copies;
 mod drain;
 mod durable;

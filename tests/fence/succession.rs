@@ -4,7 +4,6 @@ use biplane::{
     error::ErrorKind,
     plane::Fence,
     tenant::{Epoch, Isolation},
-    testing::wait,
 };
 use sqlx::Connection;
 
@@ -72,32 +71,4 @@ async fn a_mover_is_in_nobodys_way() {
     run(&mut app, "commit").await.unwrap();
     home.fence_patiently().await;
     assert_eq!(home.notes().await, "1");
-}
-
-/// The statements of the manual do the same.
-#[tokio::test]
-async fn whoever_takes_over_by_hand_ends_the_mover_before() {
-    let page = include_str!("../../src/manual/fence.md");
-    let mut blocks = page.split("```sql\n").skip(1);
-    let block = blocks
-        .find(|block| block.contains("pg_try_advisory_lock"))
-        .unwrap();
-    let block = block.split("```").next().unwrap();
-    let (end, lock) = block.rsplit_once("select ").unwrap();
-    let home = Home::new(Isolation::Row).await;
-    let mine = |sql: &str| sql.replace("018f4e7a-5c1b-7cc0-8000-2f6a3c1d9e57", &home.tenant.to_string());
-    let (mut first, mut second) = (home.owner().await, home.owner().await);
-    Fence::new(&mut first)
-        .take_over(home.tenant, LIMIT)
-        .await
-        .unwrap();
-    let (end, lock) = (mine(end), mine(lock.trim_end().trim_end_matches(';')));
-    assert_eq!(text(&mut second, &lock).await, "false");
-    wait::until("the second statement says t", LIMIT, async || {
-        run(&mut second, &*end).await.unwrap();
-        text(&mut second, &lock).await == "true"
-    })
-    .await
-    .unwrap();
-    first.ping().await.unwrap_err();
 }
