@@ -99,10 +99,12 @@ impl<'c> Fence<'c> {
             self.close(tenant, epoch, until, &mut fenced).await?;
             self.until_replicated(standbys, until).await?;
             let since = self.fenced_since(tenant, epoch).await?;
-            self.drain(tenant, too_early, options, until).await?;
-            // Whoever was let in meanwhile was not waited for.
-            if since.is_some() && self.fenced_since(tenant, epoch).await? == since {
-                return Ok(());
+            if since.is_some() {
+                self.drain(tenant, too_early, options, until).await?;
+                // Whoever was let in meanwhile was not waited for.
+                if self.fenced_since(tenant, epoch).await? == since {
+                    return Ok(());
+                }
             }
             fenced = None;
             Err(Error::new(ErrorKind::VersionConflict).detail(
