@@ -316,9 +316,10 @@ async fn each_isolation_level_enters(way: impl Into<Option<Profile>>) {
     }
 }
 
-/// A test of each function, with nothing in between.
-macro_rules! directly {
-    ($($test:ident),+ $(,)?) => {
+/// A test of each function: of the first ones with nothing in between and behind each PgBouncer, of the others where
+/// a session lasts.
+macro_rules! own_code {
+    (everywhere: $($test:ident),+; where_a_session_lasts: $($held:ident),+ $(,)?) => {
         mod directly {
             $(
                 #[tokio::test]
@@ -326,11 +327,20 @@ macro_rules! directly {
                     super::$test(None::<crate::poolers::Profile>).await;
                 }
             )+
+            $(
+                #[tokio::test]
+                async fn $held() {
+                    super::$held(None::<crate::poolers::Profile>).await;
+                }
+            )+
         }
+        behind_each_pgbouncer!($($test),+);
+        behind_each_pgbouncer_in_session_mode!($($test),+, $($held),+);
     };
 }
 
-directly!(
+own_code!(
+    everywhere:
     savepoints_work_in_each_mode,
     a_returning_stream_that_is_dropped_early_commits_unwrapped_and_rolls_back_wrapped,
     several_statements_in_one_text_are_all_or_nothing,
@@ -340,35 +350,8 @@ directly!(
     what_is_copied_out_of_shared_tables_is_the_tenants_own,
     advisory_locks_are_a_transactions_or_a_held_connections,
     temporary_tables_last_to_the_end_of_a_transaction_or_of_a_held_connection,
+    each_isolation_level_enters;
+    where_a_session_lasts:
     a_held_connection_can_listen_and_stops_when_it_is_given_back,
     a_transaction_of_sqlxs_own_on_a_held_connection_is_entered,
-    each_isolation_level_enters,
-);
-
-behind_each_pgbouncer!(
-    savepoints_work_in_each_mode,
-    a_returning_stream_that_is_dropped_early_commits_unwrapped_and_rolls_back_wrapped,
-    several_statements_in_one_text_are_all_or_nothing,
-    vacuum_and_concurrent_indexes_work_in_a_database_of_ones_own_alone,
-    streams_and_early_drops_leave_a_transaction_as_it_is,
-    copy_works_in_a_transaction_and_into_shared_tables_not_at_all,
-    what_is_copied_out_of_shared_tables_is_the_tenants_own,
-    advisory_locks_are_a_transactions_or_a_held_connections,
-    temporary_tables_last_to_the_end_of_a_transaction_or_of_a_held_connection,
-    each_isolation_level_enters,
-);
-
-behind_each_pgbouncer_in_session_mode!(
-    savepoints_work_in_each_mode,
-    a_returning_stream_that_is_dropped_early_commits_unwrapped_and_rolls_back_wrapped,
-    several_statements_in_one_text_are_all_or_nothing,
-    vacuum_and_concurrent_indexes_work_in_a_database_of_ones_own_alone,
-    streams_and_early_drops_leave_a_transaction_as_it_is,
-    copy_works_in_a_transaction_and_into_shared_tables_not_at_all,
-    what_is_copied_out_of_shared_tables_is_the_tenants_own,
-    advisory_locks_are_a_transactions_or_a_held_connections,
-    temporary_tables_last_to_the_end_of_a_transaction_or_of_a_held_connection,
-    a_held_connection_can_listen_and_stops_when_it_is_given_back,
-    a_transaction_of_sqlxs_own_on_a_held_connection_is_entered,
-    each_isolation_level_enters,
 );

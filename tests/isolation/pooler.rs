@@ -5,7 +5,7 @@ use sqlx::{Executor, SqlSafeStr};
 
 use crate::{
     data_plane::{World, backend, give_up_in_turn, options, through},
-    homes::{Home, Resident, add, code, count, handle, kind, raise_epoch, residence, unaware, world},
+    homes::{Home, Resident, Seat, add, code, count, handle, kind, raise_epoch, residence, unaware, world},
     poolers::{Profile, behind_each_pgbouncer, behind_each_pgbouncer_in_session_mode},
     sessions::{Mood, leftovers},
 };
@@ -210,21 +210,14 @@ behind_each_pgbouncer_in_session_mode!(a_session_that_was_reset_says_who_it_is_a
 
 /// What a connection announced of itself a pooler has set in the server's session, where a reset loses it.
 async fn a_session_that_was_reset_says_who_it_is_and_writes_times_as_before(profile: Profile) {
-    let world = world().await;
-    let bouncer = profile.start(world.cluster, 1).await;
-    let home = Home::reached_by(&world, |server| {
-        through(server, bouncer.pooler(), bouncer.endpoint())
-    })
-    .await;
-    let me = home.resident(&world, Isolation::Database).await;
-    let biplane = unaware(&world, options(1));
-    let db = handle(&biplane, &me).await;
-    let session = backend(&db).await;
+    let seat = Seat::new(Some(profile), Isolation::Database, 1).await;
+    let db = &seat.db;
+    let session = backend(db).await;
     for _ in 0..2 {
         db.execute("set work_mem = '9MB'; set timezone = 'Asia/Tokyo'")
             .await
             .unwrap();
-        assert_eq!(leftovers(&db, &me).await, "");
+        assert_eq!(leftovers(db, &seat.resident).await, "");
     }
-    assert_eq!(backend(&db).await, session, "reset, not replaced");
+    assert_eq!(backend(db).await, session, "reset, not replaced");
 }
